@@ -215,6 +215,11 @@ struct tlb_entry {
 
 enum { TLB_K_BITS = 12, TLB_KA_BITS = 10, TLB_U_BITS = 12, TLB_SS_BITS = 6, TLB_CODE_BITS = 8 };
 
+struct jump_entry {
+	u64 rip, entry;
+};
+enum { JUMP_BITS = 12, JUMP_IBT_BITS = 10 };
+
 struct pending_event {
 	bool valid;	   // an exception waits for delivery
 	bool has_error;
@@ -247,7 +252,12 @@ struct cpu {
 	struct tlb_entry tlb_ssk[1 << TLB_SS_BITS]; // shadow-stack accesses, supervisor
 	struct tlb_entry tlb_ssu[1 << TLB_SS_BITS]; // shadow-stack accesses, user
 	struct tlb_entry tlb_code[2][1 << TLB_CODE_BITS]; // fetches: [0] supervisor, [1] user; tag in .read
-	u64 jump_cache_offset;	 // owned by jit
+	// Targets of jumps by RIP, [0] supervisor, [1] user; jump_ibt: of tracked indirect branches, behind
+	// the ENDBR. Filled and emptied by the translator.
+	struct jump_entry jump[2][1 << JUMP_BITS];
+	struct jump_entry jump_ibt[2][1 << JUMP_IBT_BITS];
+	u32 irq_wait;		 // an interrupt waits for RFLAGS.IF: STI and friends must look
+	u32 tlb_ac_count;	 // entries for user pages in tlb_k, made under EFLAGS.AC (SMAP)
 
 	// ---- the rest is C's ----
 	u8 cpl;

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MIT
+// The translator's private state. One struct jit per vCPU: its code cache is its own, so that no
+// other thread ever changes code this one runs; what vCPUs must tell each other (a page that holds
+// code was written) goes through struct vm_code.
+#ifndef CETKVM_CPU_JIT_H
+#define CETKVM_CPU_JIT_H
+
+#include "cpu/insn.h"
+#include "cpu/jit_emit.h"
+
+#include <pthread.h>
+
+// Mode bits a translation depends on: part of a block's key.
+enum mode {
+	MODE_SIZE = 3,	       // 0: 16-bit, 1: 32-bit, 2: 64-bit code
+	MODE_CPL = 3 << 2,
+	MODE_SS32 = 1 << 4,    // SS.B: 32-bit stack pointer
+	MODE_V86 = 1 << 5,
+	MODE_PE = 1 << 6,
+	MODE_FLAT_ES = 1 << 7, // base 0, limit 4 GiB, readable and writable: no check needed
+	MODE_FLAT_SS = 1 << 8,
+	MODE_FLAT_DS = 1 << 9,
+	MODE_FLAT_FS = 1 << 10,
+	MODE_FLAT_GS = 1 << 11,
+	MODE_FLAT_CS = 1 << 12,
+	MODE_EM = 1 << 13,
+	MODE_TS = 1 << 14,
+	MODE_MP = 1 << 15,
+	MODE_OSFXSR = 1 << 16,
+	MODE_AVX = 1 << 17,
+	MODE_SHSTK = 1 << 19,
+	MODE_IBT = 1 << 20,
+	MODE_WAIT = 1 << 21,
+	MODE_SUPPRESS = 1 << 22,
+	MODE_NOTRACK_EN = 1 << 23,
+	MODE_SINGLE = 1 << 24, // one instruction
+	MODE_SLOWMEM = 1 << 25, // one instruction, memory through C
+	MODE_ALIGN = 1 << 26,	// alignment checks (#AC)
+	MODE_LONG = 1 << 27,	// EFER.LMA
+};
+#define MODE_CPL_OF(mode) ((mode) >> 2 & 3)
+#define MODE_64(mode) (((mode) & MODE_SIZE) == 2)
+
+struct block {
+	u64 gpa;       // of its first byte
+	u64 gpa2;      // page of its last byte when it crosses a page, else 0
+	u32 mode;
+	u16 length;    // guest bytes
+	u16 points;    // guest instructions
+	u32 code;      // offset of its code in the cache
+	u32 code_size;
+	u32 first_point;
+	u32 hash_next, page_next; // block index + 1
+	u16 endbr_entry; // offset from code of the entry behind a leading ENDBR, 0: there is none
+	bool dead;
+};
+
+// Where in the code cache a guest instruction begins.
+struct point {
+	u32 code;
+	u16 page_offset; // of the guest instruction in its page
+	u8 length;
+	u8 flags_in_host; // arithmetic flags live in the host's when the instruction itself executes
+};
+
+// A memory access of translated code, for its slow path.
+struct mem_record {
+	u16 page_offset;
+	u8 length;
+	u8 size;
+	u16 access; // enum access
+	u8 ss;	    // #SS rather than #GP when not canonical
+	u8 seg;
+};
+
+struct call_record {
+	insn_handler *handler;
+	u16 page_offset;
+	u8 length;
+	bool end, unload;
+	struct insn insn;
+};
+
+struct code_page {
+	u64 gpa;
+	u32 first_block; // index + 1
+	u32 next;	 // hash chain, index + 1
+	u32 slow_writes;
+};
+
+#define JIT_HASH_BITS 16
+#define JIT_PAGE_HASH_BITS 12
+
+struct jit {
+	u8 *rw, *rx;
+	size_t size;
+	u8 *next;     // in rw
+	u8 *first;    // behind the thunks
+	struct block *blocks;
+	u32 block_count, block_max;
+	struct point *points;
+	u32 point_count, point_max;
+	struct mem_record *mems;
+	u32 mem_count, mem_max;
+	struct call_record *calls;
+	u32 call_count, call_max;
+	struct code_page *pages;
+	u32 page_count, page_max;
+	u32 hash[1 << JIT_HASH_BITS];
+	u32 page_hash[1 << JIT_PAGE_HASH_BITS];
+
+	u32 mode;	 // of the current state; see jit_mode()
+	bool mode_stale;
+	u32 jump_mode[2]; // mode for which cpu->jump[class] holds entries
+	bool kernel_jump_local; // cpu->jump[0] holds entries for pages that are not global
+
+	// Thunks (executable addresses)
+	const u8 *enter, *exit, *call_c, *call_c_end, *link, *lookup, *lookup_indirect, *mem_slow,
+		*slow_begin, *slow_end, *seg_linear, *host_fault;
+
+	// Slow-memory grain
+	bool slow_once;	  // run the next instruction in MODE_SLOWMEM
+	u32 slow_active;  // nested begin
+	struct slow_access {
+		u64 linear;
+		u32 record;
+		bool active;
+		u8 buffer[192] __attribute__((aligned(64)));
+	} slow[4];
+	u64 saved_gpr[16];
+	u32 saved_arith;
+	bool saved_valid;
+
+	// A fault of the host in translated code
+	u64 fault_pc, fault_address, fault_flags;
+	int fault_signal, fault_trap;
+
+	// Other vCPUs
+	unsigned index;
+	volatile u32 in_guest;
+	volatile u32 flush_requested;
+	struct cpu *cpu;
+	struct vm_code *vm;
+	struct jit *vm_next;
+	u64 stat_blocks, stat_insns, stat_flushes, stat_lookups, stat_slow, stat_mem_slow, stat_exits;
+};
+
+// jit_code.c: memory of the code cache, blocks by address, invalidation
+int jit_create(struct cpu *cpu, struct vm_code *vm);
+void jit_destroy(struct cpu *cpu);
+void jit_flush(struct cpu *cpu); // forget every block
+struct block *jit_find(struct jit *jit, u64 gpa, u32 mode);
+struct block *jit_new_block(struct cpu *cpu, u64 gpa, u32 mode);
+void jit_publish_block(struct jit *jit, struct block *block);
+struct block *jit_block_of_pc(struct jit *jit, u64 pc);
+struct point *jit_point_of_pc(struct jit *jit, struct block *block, u64 pc);
+void jit_page_gets_code(struct cpu *cpu, u64 gpa);
+void jit_handle_code_requests(struct cpu *cpu);
+void jit_invalidate_page(struct cpu *cpu, u64 gpa);
+void jit_clear_jumps(struct cpu *cpu);
+
+// jit_thunk.c
+void jit_make_thunks(struct jit *jit);
+
+// jit_block.c
+struct block *jit_translate(struct cpu *cpu, u8 *page, u64 gpa, u32 mode);
+
+// cpu_run.c
+u32 jit_mode(struct cpu *cpu);
+struct block *jit_get_block(struct cpu *cpu, u32 extra_mode);
+u64 jit_c_call(struct cpu *cpu, u64 record);
+u64 jit_c_call_end(struct cpu *cpu, u64 record);
+u64 jit_c_link(struct cpu *cpu, u64 hole, u64 page_offset);
+u64 jit_c_lookup(struct cpu *cpu, u64 rip);
+u64 jit_c_lookup_indirect(struct cpu *cpu, u64 rip);
+u64 jit_c_mem_slow(struct cpu *cpu, u64 record, u64 linear);
+u64 jit_c_slow_begin(struct cpu *cpu, u64 record, u64 linear);
+u64 jit_c_slow_end(struct cpu *cpu, u64 record);
+u64 jit_c_seg_linear(struct cpu *cpu, u64 record, u64 offset);
+u64 jit_c_host_fault(struct cpu *cpu);
+
+// jit_signal.c
+void jit_install_signal_handlers(void);
+extern __thread struct cpu *jit_running;
+
+#endif
