@@ -307,6 +307,13 @@ struct cpu {
 	bool trace_cp;
 	enum cpu_exit exit;
 
+	// The instruction at cpu->rip left with CPU_EXIT_OPS and starts anew: cpu_ops callbacks find
+	// the accesses it has already made completed. Set by src/kvm before cpu_run(), which then first
+	// executes this one instruction, before it looks at any request or interrupt, and clears it
+	// when the instruction has completed or raised. REP string instructions clear it with each
+	// iteration they commit.
+	bool replay;
+
 	const struct cpu_ops *ops;
 	void *opaque;
 	struct jit *jit;
