@@ -1,0 +1,53 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# slow
+# The kernel's own tools/testing/selftests/x86, 64- and 32-bit, in the guest. Each program must end
+# as selftests.expect says: "pass" unless listed there with the reason why it cannot.
+. "$(dirname "$0")/../lib/tap.sh"
+. "$(dirname "$0")/../lib/guest.sh"
+need_kernel
+programs=$("$top/scripts/fetch-selftests.sh" 2>"$scratch/fetch.log") ||
+	skip_all "no selftests: $(tail -n 1 "$scratch/fetch.log")"
+expect=$top/tests/boot/selftests.expect
+
+for program in "$programs"/*_32 "$programs"/*_64; do
+	guest_binaries+=("$program")
+done
+guest_timeout=400
+log=$scratch/selftests.log
+# The kernel's ring buffer keeps what a program provoked; the console shows only the programs.
+linux_guest "$log" --mem 512M --smp "${SELFTESTS_CPUS:-2}" -- '
+	dmesg -n 1
+	cd /tmp
+	for p in /bin/*_32 /bin/*_64; do
+		echo "=== begin ${p##*/}"
+		timeout -k 2 60 $p 2>&1 </dev/null
+		echo
+		echo "=== end ${p##*/} $?"
+	done
+	dmesg | grep -E "WARNING:|BUG:|Call Trace:|Oops" | sed "s/^/=== kernel /"'
+ok $? "the guest powers off with status 0"
+
+for program in "$programs"/*_64 "$programs"/*_32; do
+	name=$(basename "$program")
+	status=$(sed -n "s/^=== end $name //p" "$log" | head -n 1)
+	read -r wanted reason < <(awk -v n="$name" '$1 == n { $1 = ""; print }' "$expect")
+	sed -n "/^=== begin $name\$/,/^=== end $name /p" "$log" >"$scratch/one"
+	case ${wanted:-pass} in
+	pass) [ "$status" = 0 ] ;;
+	skip) [ "$status" = 4 ] ;;
+	fail) [ -n "$status" ] && [ "$status" != 0 ] && [ "$status" -lt 124 ] ;;
+	*) false ;;
+	esac
+	ok $? "$name: ${wanted:-pass}${reason:+ ($reason)}" || {
+		note "  exit status: ${status:-none, it never ended}"
+		tail -n 25 "$scratch/one" | tr -d '\000' | sed 's/^/#   | /'
+	}
+done
+
+sed -n '/^=== begin test_shadow_stack_64$/,/^=== end test_shadow_stack_64 /p' "$log" >"$scratch/shadow"
+matches "$scratch/shadow" '^\[OK\]' "test_shadow_stack_64: prints [OK]"
+lacks "$scratch/shadow" '\[(FAIL|SKIP)\]' "test_shadow_stack_64: every check is [OK]"
+lacks "$log" '^=== kernel ' "no kernel complaint"
+[ -z "${SELFTESTS_LOG-}" ] || cp "$log" "$SELFTESTS_LOG"
+done_testing
