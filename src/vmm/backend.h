@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+// The only door from the VMM to a KVM implementation: four calls with the errno conventions of the
+// system calls. Behind it is either the library of this project or a kernel's /dev/kvm.
+#ifndef CETKVM_VMM_BACKEND_H
+#define CETKVM_VMM_BACKEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+struct kvm_backend {
+	const char *name; // for messages
+	bool any_vendor;  // serves processors of any vendor, whatever the host's
+	// After open() failed: why this host cannot do it, or NULL if errno says it all. May be NULL.
+	const char *(*problem)(void);
+	int (*open)(void);
+	int (*ioctl)(int fd, unsigned long request, void *argument);
+	void *(*mmap)(void *address, size_t length, int protection, int flags, int fd, off_t offset);
+	int (*close)(int fd);
+};
+
+// The library, and a device file served by a kernel (one path per process).
+const struct kvm_backend *kvm_backend_library(void);
+const struct kvm_backend *kvm_backend_device(const char *path);
+
+#endif

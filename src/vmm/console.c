@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: MIT
+// The terminal. Output is collected and written when a line ends, when the buffer is full, or a few
+// milliseconds after its first byte. Input waits in a small queue until the guest listens.
+//
+// The terminal must be given back whatever happens: console_destroy() on the ordinary way, atexit()
+// and a SIGABRT handler on the others.
+#include "vmm/console.h"
+
+#include "vmm/devices.h"
+#include "vmm/machine.h"
+#include "vmm/message.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <sys/timerfd.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+#define OUTPUT_SIZE     4096
+#define INPUT_SIZE      4096
+#define OUTPUT_DELAY_MS 4
+
+#define KEY_ESCAPE      0x01 // Ctrl-A
+#define KEY_END_OF_FILE 0x04 // Ctrl-D
+
+struct console {
+	pthread_mutex_t lock; // output buffer
+	uint8_t output[OUTPUT_SIZE];
+	unsigned output_count;
+
+	uint8_t input[INPUT_SIZE];
+	unsigned input_start, input_count;
+	bool escape;           // Ctrl-A was typed
+	bool input_is_terminal, input_open, end_of_input_key;
+	bool at_line_start;    // the last byte of input ended a line
+
+	int wake_event, flush_timer, signal_fd;
+	unsigned timeout;
+	struct timespec deadline;
+};
+
+static struct termios saved_terminal;
+static volatile sig_atomic_t terminal_changed;
+
+static void terminal_restore(void)
+{
+	if (terminal_changed) {
+		terminal_changed = 0;
+		tcsetattr(STDIN_FILENO, TCSANOW, &saved_terminal);
+	}
+}
+
+static void terminal_abort(int signal)
+{
+	terminal_restore();
+	raise(signal); // SA_RESETHAND: this time with the default action
+}
+
+// Raw input, so that every key goes to the guest. Output processing stays: our own messages and a
+// guest that writes bare newlines look right.
+static bool terminal_set_raw(void)
+{
+	struct sigaction action = { .sa_handler = terminal_abort, .sa_flags = SA_RESETHAND | SA_NODEFER };
+	struct termios raw;
+	static bool registered;
+
+	// A background process would be stopped for touching the terminal.
+	if (!isatty(STDIN_FILENO) || tcgetpgrp(STDIN_FILENO) != getpgrp() || tcgetattr(STDIN_FILENO, &saved_terminal) < 0)
+		return false;
+	if (!registered) {
+		atexit(terminal_restore);
+		sigaction(SIGABRT, &action, NULL);
+		registered = true;
+	}
+	raw = saved_terminal;
+	raw.c_iflag &= ~(IGNBRK | BRKINT | PARMRK | ISTRIP | INLCR | IGNCR | ICRNL | IXON);
+	raw.c_lflag &= ~(ECHO | ECHONL | ICANON | ISIG | IEXTEN);
+	raw.c_cflag &= ~(CSIZE | PARENB);
+	raw.c_cflag |= CS8;
+	raw.c_cc[VMIN] = 1;
+	raw.c_cc[VTIME] = 0;
+	terminal_changed = 1;
+	tcsetattr(STDIN_FILENO, TCSANOW, &raw);
+	return true;
+}
+
+static void console_flush_locked(struct console *console)
+{
+	unsigned done = 0;
+
+	while (done < console->output_count) {
+		ssize_t n = write(STDOUT_FILENO, console->output + done, console->output_count - done);
+
+		if (n > 0) {
+			done += n;
+		} else if (n < 0 && errno == EAGAIN) {
+			struct pollfd wait = { .fd = STDOUT_FILENO, .events = POLLOUT };
+
+			poll(&wait, 1, -1);
+		} else if (n < 0 && errno != EINTR) {
+			break; // nobody reads: the guest goes on, its output is lost
+		}
+	}
+	console->output_count = 0;
+}
+
+void console_output(struct console *console, uint8_t byte)
+{
+	struct itimerspec delay = { .it_value.tv_nsec = OUTPUT_DELAY_MS * 1000000 };
+
+	pthread_mutex_lock(&console->lock);
+	console->output[console->output_count++] = byte;
+	if (byte == '\n' || console->output_count == OUTPUT_SIZE)
+		console_flush_locked(console);
+	else if (console->output_count == 1)
+		timerfd_settime(console->flush_timer, 0, &delay, NULL);
+	pthread_mutex_unlock(&console->lock);
+}
+
+void console_wake(struct console *console)
+{
+	uint64_t one = 1;
+
+	if (write(console->wake_event, &one, sizeof(one)) < 0)
+		return; // the counter is full: it is awake already
+}
+
+static void console_queue(struct console *console, uint8_t byte)
+{
+	if (console->input_count < INPUT_SIZE)
+		console->input[(console->input_start + console->input_count++) % INPUT_SIZE] = byte;
+}
+
+// Ctrl-A x ends the run, Ctrl-A Ctrl-A (or Ctrl-A a) types a Ctrl-A.
+static void console_key(struct console *console, struct machine *machine, uint8_t key)
+{
+	if (!console->escape && key == KEY_ESCAPE) {
+		console->escape = true;
+		return;
+	}
+	if (console->escape) {
+		console->escape = false;
+		if (key == 'x' || key == 'X' || key == 'q')
+			machine_stop(machine, MACHINE_USER_QUIT, 0);
+		else if (key == KEY_ESCAPE || key == 'a')
+			console_queue(console, KEY_ESCAPE);
+		return;
+	}
+	console_queue(console, key);
+}
+
+// The guest's terminal takes Ctrl-D for the end only at the start of a line; elsewhere the first one
+// hands over the unfinished line.
+static void console_end_of_input(struct console *console)
+{
+	console->input_open = false;
+	if (!console->end_of_input_key || console->input_is_terminal)
+		return;
+	console_queue(console, KEY_END_OF_FILE);
+	if (!console->at_line_start)
+		console_queue(console, KEY_END_OF_FILE);
+}
+
+static void console_read_input(struct console *console, struct machine *machine)
+{
+	uint8_t data[512];
+	size_t room = INPUT_SIZE - console->input_count;
+	ssize_t n, i;
+
+	// Two places are kept for the end-of-input keys.
+	n = read(STDIN_FILENO, data, room - 2 < sizeof(data) ? room - 2 : sizeof(data));
+	if (n < 0 && (errno == EINTR || errno == EAGAIN))
+		return;
+	if (n <= 0) {
+		console_end_of_input(console);
+		return;
+	}
+	for (i = 0; i < n; i++) {
+		if (console->input_is_terminal)
+			console_key(console, machine, data[i]);
+		else
+			console_queue(console, data[i]);
+		console->at_line_start = data[i] == '\n';
+	}
+}
+
+static void console_feed(struct console *console, struct machine *machine)
+{
+	while (console->input_count && serial_wants_input(machine)) {
+		unsigned run = INPUT_SIZE - console->input_start, taken;
+
+		if (run > console->input_count)
+			run = console->input_count;
+		taken = serial_input(machine, console->input + console->input_start, run);
+		console->input_start = (console->input_start + taken) % INPUT_SIZE;
+		console->input_count -= taken;
+		if (!taken)
+			return;
+	}
+}
+
+static int console_wait_ms(const struct console *console)
+{
+	struct timespec now;
+	int64_t ms;
+
+	if (!console->timeout)
+		return -1;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	ms = (console->deadline.tv_sec - now.tv_sec) * 1000ll + (console->deadline.tv_nsec - now.tv_nsec) / 1000000 + 1;
+	return ms < 0 ? 0 : ms > 1000000 ? 1000000 : ms;
+}
+
+static void console_take_signal(struct console *console, struct machine *machine)
+{
+	struct signalfd_siginfo info;
+
+	if (read(console->signal_fd, &info, sizeof(info)) == sizeof(info))
+		machine_stop(machine, MACHINE_SIGNAL, info.ssi_signo);
+}
+
+void console_run(struct console *console, struct machine *machine)
+{
+	enum { WAIT_END, WAIT_WAKE, WAIT_FLUSH, WAIT_SIGNAL, WAIT_INPUT, WAITS };
+	struct pollfd wait[WAITS] = {
+		{ .fd = machine->end_event, .events = POLLIN },
+		{ .fd = console->wake_event, .events = POLLIN },
+		{ .fd = console->flush_timer, .events = POLLIN },
+		{ .fd = console->signal_fd, .events = POLLIN },
+		{ .fd = STDIN_FILENO, .events = POLLIN },
+	};
+	uint64_t count;
+
+	while (machine->end == MACHINE_RUNNING) {
+		wait[WAIT_INPUT].fd =
+			console->input_open && console->input_count < INPUT_SIZE - 3 ? STDIN_FILENO : -1;
+		if (poll(wait, WAITS, console_wait_ms(console)) < 0 && errno != EINTR)
+			break;
+		if (console->timeout && console_wait_ms(console) == 0)
+			machine_stop(machine, MACHINE_TIMEOUT, 0);
+		if (wait[WAIT_WAKE].revents && read(console->wake_event, &count, sizeof(count)) < 0)
+			continue;
+		if (wait[WAIT_FLUSH].revents && read(console->flush_timer, &count, sizeof(count)) > 0) {
+			pthread_mutex_lock(&console->lock);
+			console_flush_locked(console);
+			pthread_mutex_unlock(&console->lock);
+		}
+		if (wait[WAIT_SIGNAL].revents)
+			console_take_signal(console, machine);
+		if (wait[WAIT_INPUT].fd >= 0 && wait[WAIT_INPUT].revents)
+			console_read_input(console, machine);
+		console_feed(console, machine);
+	}
+	pthread_mutex_lock(&console->lock);
+	console_flush_locked(console);
+	pthread_mutex_unlock(&console->lock);
+}
+
+struct console *console_create(unsigned timeout, bool end_of_input_key)
+{
+	struct console *console = calloc(1, sizeof(*console));
+	sigset_t signals;
+
+	if (!console)
+		return NULL;
+	pthread_mutex_init(&console->lock, NULL);
+	console->end_of_input_key = end_of_input_key;
+	console->at_line_start = true;
+	console->input_open = true;
+	console->timeout = timeout;
+	clock_gettime(CLOCK_MONOTONIC, &console->deadline);
+	console->deadline.tv_sec += timeout;
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGINT);
+	sigaddset(&signals, SIGTERM);
+	sigaddset(&signals, SIGHUP);
+	sigaddset(&signals, SIGQUIT);
+	pthread_sigmask(SIG_BLOCK, &signals, NULL);
+	console->signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+	console->wake_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	console->flush_timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (console->signal_fd < 0 || console->wake_event < 0 || console->flush_timer < 0) {
+		vmm_message("cannot set up the console: %s", strerror(errno));
+		free(console);
+		return NULL;
+	}
+	if (isatty(STDIN_FILENO))
+		console->input_is_terminal = console->input_open = terminal_set_raw();
+	return console;
+}
+
+void console_destroy(struct console *console)
+{
+	terminal_restore();
+	close(console->signal_fd);
+	close(console->wake_event);
+	close(console->flush_timer);
+	free(console);
+}

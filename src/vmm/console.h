@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// The terminal: raw mode while a guest runs, the escape key, buffered output, and the loop in which
+// the main thread waits for the guest's end. Lives through reboots.
+#ifndef CETKVM_VMM_CONSOLE_H
+#define CETKVM_VMM_CONSOLE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct console;
+struct machine;
+
+// Also takes over SIGINT, SIGTERM, SIGHUP and SIGQUIT: call before any thread is made.
+struct console *console_create(unsigned timeout, bool end_of_input_key);
+// Writes what is left and gives the terminal back as it was.
+void console_destroy(struct console *console);
+
+// From vCPU threads: a byte to show; something may have changed about wanting input.
+void console_output(struct console *console, uint8_t byte);
+void console_wake(struct console *console);
+
+// Serves the terminal until the machine has ended.
+void console_run(struct console *console, struct machine *machine);
+
+#endif
