@@ -16,8 +16,6 @@
 #define E820_RESERVED 2
 
 #define LOADER_TYPE_UNDEFINED 0xff
-#define LOADED_HIGH           0x01
-#define CAN_USE_HEAP          0x80
 #define SETUP_RNG_SEED_TYPE   9 // SETUP_RNG_SEED of newer headers
 #define RNG_SEED_SIZE         32
 

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+// What --help says. The manual pages say more.
+#include "cli/cli.h"
+
+#include <string.h>
+
+#ifndef CETKVM_VERSION
+#define CETKVM_VERSION "unknown"
+#endif
+
+static const char overview[] =
+	"cetkvm - KVM with Intel CET, in user space\n"
+	"\n"
+	"usage: cetkvm COMMAND [OPTION...]\n"
+	"\n"
+	"commands:\n"
+	"  run      boot a guest: a kernel, a shell in it, or one program of this host\n"
+	"  doctor   say what this machine can do\n"
+	"  help     explain a command: cetkvm help run\n"
+	"\n"
+	"  --help, --version\n"
+	"\n"
+	"try:\n"
+	"  cetkvm run                          a shell in a guest, with the newest fit kernel of /boot\n"
+	"  cetkvm run --program ./prog ARGS    run a program of this host in a guest\n"
+	"  cetkvm run --kernel bzImage --initrd initrd.img --trace cp\n";
+
+static const char run_help[] =
+	"usage: cetkvm run [OPTION...] [--program PROGRAM [ARGUMENT...]]\n"
+	"\n"
+	"what to run:\n"
+	"  --kernel FILE          Linux bzImage or vmlinux, or an ELF executable for x86\n"
+	"                         (default: the newest kernel of /boot with shadow stacks)\n"
+	"  --initrd FILE          initial ramdisk for it (default: a busybox with a shell)\n"
+	"  --append TEXT          kernel command line (default: console=ttyS0)\n"
+	"  --program PROGRAM ...  run a program of this host in the guest, with its libraries; all that\n"
+	"                         follows is its arguments. Its exit status becomes cetkvm's.\n"
+	"  --env NAME=VALUE       put this into the program's environment\n"
+	"  --add HOST[:GUEST]     put another file into the guest\n"
+	"  --shell                an interactive shell (default if there is nothing else to run)\n"
+	"\n"
+	"the machine:\n"
+	"  --mem SIZE             memory: 256M, 4G (default 512M)\n"
+	"  --smp N                virtual processors (default 1)\n"
+	"  --cpu MODEL[,+FEATURE][,-FEATURE]...    or --cpu list\n"
+	"  --device PATH          use a kernel's KVM, such as /dev/kvm, instead of the built-in one\n"
+	"  --grain block|single   translate blocks (default) or instruction by instruction\n"
+	"\n"
+	"watching it:\n"
+	"  --trace cp             explain every control-protection exception on standard error\n"
+	"  --symbols FILE         System.map or vmlinux for the names in it\n"
+	"  --verbose              with --program: show the kernel's messages too\n"
+	"  --timeout SECONDS      give up after that long (exit status 124)\n"
+	"  --no-reboot            end when the guest resets\n"
+	"\n"
+	"On a terminal, Ctrl-A x ends the run and Ctrl-A Ctrl-A types a Ctrl-A.\n"
+	"\n"
+	"exit status: the program's or the one the guest wrote to port 0x501; 0 after a power-off; 2 for\n"
+	"bad input; 3 if the guest crashed; 4 if KVM failed; 124 after --timeout; 128+N after signal N.\n";
+
+static const char doctor_help[] =
+	"usage: cetkvm doctor\n"
+	"\n"
+	"Says what this machine offers: the processor features that cetkvm needs and those it can hand\n"
+	"on to guests, kernels to boot, and the tools that --program uses. Exit status 2 if cetkvm cannot\n"
+	"run guests here.\n";
+
+int cli_help(FILE *output, const char *topic)
+{
+	static const struct {
+		const char *topic, *text;
+	} texts[] = { { "run", run_help }, { "doctor", doctor_help }, { "help", overview } };
+	unsigned i;
+
+	if (!topic) {
+		fputs(overview, output);
+		return 0;
+	}
+	for (i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
+		if (!strcmp(topic, texts[i].topic)) {
+			fputs(texts[i].text, output);
+			return 0;
+		}
+	return -1;
+}
+
+void cli_version(void)
+{
+	puts("cetkvm " CETKVM_VERSION);
+}
