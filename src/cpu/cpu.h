@@ -227,6 +227,7 @@ struct pending_event {
 	bool has_error;
 	bool soft;	   // INT n, INT3, INTO, INT1: pushes RIP behind the instruction
 	bool injected;	   // by user space (KVM_SET_VCPU_EVENTS)
+	bool underway;	   // delivery has begun and was cut short by cpu_abort(): event_deliver_pending() only
 	u8 vector;
 	u32 error;
 	u64 payload;	   // CR2 for #PF, DR6 bits for #DB
@@ -279,6 +280,7 @@ struct cpu {
 
 	// CET: the one home of each (facts.md A2). pl_ssp[3] is IA32_PL3_SSP.
 	u64 u_cet, s_cet, pl_ssp[4], int_ssp_tab;
+	u64 last_branch_from;	// RIP of the branch or event which last armed a tracker, for --trace cp
 
 	// MSRs the processor itself acts on
 	u64 star, lstar, cstar, sfmask, kernel_gs_base;
@@ -287,6 +289,7 @@ struct cpu {
 	u64 xfd, xfd_err;
 	struct msr_file *msrs;	// everything else (src/cpu/msr.c)
 
+	u32 debug_raised;	// DR6 bits of the #DB fault being raised, see debug_raise()
 	struct pending_event event;
 	unsigned delivering;	// depth: 0 no, 1 exception being delivered, 2 double fault
 	u8 delivering_vector;

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+// Debug registers: what DR7 asks for and what #DB leaves in DR6.
+#ifndef CETKVM_CPU_DEBUG_H
+#define CETKVM_CPU_DEBUG_H
+
+#include "cpu/cpu.h"
+
+#define DR6_B 0xfu		// a breakpoint's condition was met
+#define DR6_BD (1u << 13)	// debug register access under DR7.GD
+#define DR6_BS (1u << 14)	// single step
+#define DR6_BT (1u << 15)	// task switch to a TSS with T set
+#define DR6_FIXED 0xffff0ff0u	// bits which read as 1
+#define DR7_ENABLES 0xffu
+#define DR7_LOCAL 0x55u
+#define DR7_LE (1u << 8)
+#define DR7_GD (1u << 13)
+#define DR7_FIXED 0x400u
+
+enum debug_access { DEBUG_EXECUTE = 0, DEBUG_WRITE = 1, DEBUG_IO = 2, DEBUG_READ = 3 };
+
+// Does DR7 (the guest's or the debugger's) enable breakpoints of that kind? Cheap: for deciding
+// whether accesses need a look at all.
+bool debug_wants_code(const struct cpu *cpu);
+bool debug_wants_data(const struct cpu *cpu);
+
+// DR6 bits B3:0 of the enabled breakpoints that the access meets; 0: none. Code: the linear address
+// of the first byte of an instruction (and EFLAGS.RF is honoured). `access`: DEBUG_READ, DEBUG_WRITE
+// for data, DEBUG_IO for ports (CR4.DE).
+u32 debug_code_match(const struct cpu *cpu, u64 linear);
+u32 debug_data_match(const struct cpu *cpu, u64 address, unsigned size, enum debug_access access);
+
+// Leaves a trap-class #DB to be delivered behind the current instruction, together with what is
+// already pending of it.
+void debug_trap(struct cpu *cpu, u32 dr6_bits);
+// Raises a fault-class #DB (code breakpoint, DR7.GD) at the current instruction.
+void debug_raise(struct cpu *cpu, u32 dr6_bits) __attribute__((noreturn));
+// Raises a code breakpoint's fault at the current instruction when there is one.
+void debug_check_code(struct cpu *cpu);
+// #DB is being delivered: DR6 and DR7.
+void debug_deliver(struct cpu *cpu, u32 dr6_bits);
+// Does the host's debugger (KVM_SET_GUEST_DEBUG) take this #DB or #BP instead of the guest? If so,
+// fills cpu->debug_exit and leaves with CPU_EXIT_DEBUG.
+void debug_intercept(struct cpu *cpu, u8 vector, u32 dr6_bits);
+
+#endif
