@@ -181,9 +181,8 @@ static u64 push_far_frame(struct cpu *cpu, u64 ssp, u16 cs, u64 lip, u64 old_ssp
 }
 
 // Reads and compares the far frame at cpu->ssp, which must be aligned. Returns the previous SSP.
-static u64 check_far_frame(struct cpu *cpu, u16 cs, u64 lip)
+static u64 check_far_frame(struct cpu *cpu, unsigned access, u16 cs, u64 lip)
 {
-	unsigned access = ss_access(cpu->cpl);
 	u64 ssp = cpu->ssp, found_cs, found_lip, previous;
 
 	found_cs = ss_load8(cpu, ssp + 16, access);
@@ -284,7 +283,7 @@ void cet_return(struct cpu *cpu, unsigned new_cpl, bool wide, u16 cs, u64 lip, b
 	if (new_cpl == cpu->cpl) {
 		if (!on)
 			return;
-		next = check_far_frame(cpu, cs, lip);
+		next = check_far_frame(cpu, ss_access(cpu->cpl), cs, lip);
 		check_ssp_for_target(cpu, next, wide);
 		position += 24;
 		// An event through an IST entry switched stacks on the same level and took a token.
@@ -295,7 +294,7 @@ void cet_return(struct cpu *cpu, unsigned new_cpl, bool wide, u16 cs, u64 lip, b
 	}
 	next = cpu->pl_ssp[3];
 	if (on && new_cpl != 3) {
-		next = check_far_frame(cpu, cs, lip);
+		next = check_far_frame(cpu, ss_access(cpu->cpl), cs, lip);
 		position += 24;
 	}
 	if (cet_shadow_stack_at(cpu, new_cpl))
@@ -348,7 +347,7 @@ u64 cet_task_return(struct cpu *cpu, unsigned old_cpl, u16 cs, u64 lip)
 
 	if (cpu->ssp & 7)
 		cet_cp(cpu, CP_FAR_RET, cpu->ssp, cpu->ssp & ~7ull);
-	next = check_far_frame(cpu, cs, lip);
+	next = check_far_frame(cpu, ss_access(old_cpl), cs, lip);
 	free_token(cpu, cpu->ssp + 24);
 	return next;
 }

@@ -41,10 +41,6 @@ void cet_syscall(struct cpu *cpu);
 void cet_sysret(struct cpu *cpu);
 
 // Task switches, see task.c.
-struct cet_task {
-	bool on;	// the new task gets a shadow stack
-	u64 ssp;	// its SSP
-};
 // IRET out of a task: checks the outgoing task's frame against CS:LIP of the incoming one and frees
 // the outgoing task's token. Returns the SSP to continue with.
 u64 cet_task_return(struct cpu *cpu, unsigned old_cpl, u16 cs, u64 lip);
