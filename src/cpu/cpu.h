@@ -222,6 +222,30 @@ struct jump_entry {
 };
 enum { JUMP_BITS = 12, JUMP_IBT_BITS = 10 };
 
+// Number of entries of all TLBs of a vCPU together, and what tlb.c notes about them.
+#define TLB_ENTRIES \
+	((1 << TLB_K_BITS) + (1 << TLB_KA_BITS) + (1 << TLB_U_BITS) + 2 * (1 << TLB_SS_BITS) + \
+	 2 * (1 << TLB_CODE_BITS))
+#define TLB_AC_MAX 32
+#define PAGE_CACHE_SIZE 64 // power of 2
+struct page_cache_entry {
+	u64 gpa; // of the page; 1: empty
+	u8 *host;
+	unsigned flags; // enum page_flags, and the page was reported dirty
+};
+struct tlb_notes {
+	// Which entries were filled since the last flush, one bit an entry, and which words of
+	// that have a bit set: a flush costs what was filled.
+	u64 filled[2][(TLB_ENTRIES + 63) / 64];	// [0] pages of one address space, [1] global pages
+	u64 filled_words[2][(TLB_ENTRIES / 64 + 63) / 64];
+	// Hashes of the regions of large pages that entries were cut from: INVLPG looks for more.
+	u64 large_2m[4], large_1g;
+	bool large_code;
+	u16 ac_entries[TLB_AC_MAX]; // numbers of the first tlb_ac_count entries made under EFLAGS.AC
+	bool protection_keys; // there are entries that depend on PKRU by a key other than 0
+	struct page_cache_entry pages[PAGE_CACHE_SIZE]; // answers of ops->map
+};
+
 struct pending_event {
 	bool valid;	   // an exception waits for delivery
 	bool has_error;
@@ -287,7 +311,9 @@ struct cpu {
 	u64 sysenter_cs, sysenter_esp, sysenter_eip;
 	u64 tsc_aux, tsc_adjust, pat, xss, misc_enable, smbase, debugctl;
 	u64 xfd, xfd_err;
-	struct msr_file *msrs;	// everything else (src/cpu/msr.c)
+	u64 msr_values[192];	// everything else, by row of the table in msr.c
+
+	struct tlb_notes tlb_notes;
 
 	u32 debug_raised;	// DR6 bits of the #DB fault being raised, see debug_raise()
 	struct pending_event event;

@@ -11,6 +11,7 @@ struct walk {
 	u64 page_size;	// 4096, 2 MiB, 4 MiB, 1 GiB; 4096 with paging off
 	bool global, user, writable /* as this kind of accessor may write without another walk: R/W
 		and CR0.WP considered, D already set */, shadow_stack;
+	u8 protection_key; // of a user page where CR4.PKE says it matters, else 0
 	u32 error;	// #PF error code when the walk failed
 };
 
@@ -38,6 +39,21 @@ u64 mem_cmpxchg64(struct cpu *cpu, u64 linear, u64 expected, u64 desired, unsign
 // use mem_read/mem_write. Raises #PF. Fast when the TLB has it.
 void *mem_host(struct cpu *cpu, u64 linear, unsigned size, unsigned access);
 
+// Host address of the page that holds `linear`, for instruction fetch at the current CPL; *gpa: its
+// guest-physical address. NULL: memory I/O. Raises #PF (I/D set as the SDM says). Cached in tlb_code.
+void *mem_code_page(struct cpu *cpu, u64 linear, u64 *gpa);
+
+// Where a page of guest-physical memory is, NULL for memory I/O: ops->map behind a small cache.
+u8 *phys_page(struct cpu *cpu, u64 gpa, unsigned *flags);
+// Before a write to that page by C code that did not go through the TLB.
+void phys_mark_dirty(struct cpu *cpu, u64 gpa);
+// Any length, page by page. false: not RAM (or read-only); bytes up to there are transferred.
+bool phys_read(struct cpu *cpu, u64 gpa, void *data, unsigned size);
+bool phys_write(struct cpu *cpu, u64 gpa, const void *data, unsigned size);
+
+// PKRU changed hands: WRPKRU, XRSTOR. The one way to set it.
+void cpu_set_pkru(struct cpu *cpu, u32 value);
+
 // Physical accesses by the page walker and friends, within one page. false: not RAM.
 bool phys_read64(struct cpu *cpu, u64 gpa, u64 *value);
 bool phys_read32(struct cpu *cpu, u64 gpa, u32 *value);
@@ -45,16 +61,27 @@ bool phys_cmpxchg(struct cpu *cpu, u64 gpa, u64 expected, u64 desired, unsigned 
 
 // TLB. Tag TLB_NONE never matches. A tag is the linear address of the page (bits 11:0 zero).
 #define TLB_NONE 1ull
-#define TLB_GLOBAL 1ull // in gpa: global page
+// Bits 11:0 of tlb_entry.gpa: the rest is the page's address.
+#define TLB_GLOBAL 1ull	     // global page
+#define TLB_LARGE_2M 2ull    // cut from a 2-MiB page
+#define TLB_LARGE_1G 4ull    // cut from a 4-MiB or 1-GiB page
+#define TLB_PROTECTION_KEY 8ull // what it allows depends on PKRU
+#define TLB_AC 16ull // in the supervisor table because EFLAGS.AC is set
+#define TLB_GPA(entry) ((entry)->gpa & ~0xfffull)
 void tlb_flush_all(struct cpu *cpu);	    // everything, also code translations by address
 void tlb_flush_nonglobal(struct cpu *cpu);  // MOV CR3, INVPCID all but globals
 void tlb_flush_page(struct cpu *cpu, u64 linear); // INVLPG (global pages too)
+// EFLAGS.AC was cleared, or CPL became 3: drops what only AC allowed. Needed if tlb_ac_count != 0.
+void tlb_drop_ac(struct cpu *cpu);
 // Called by the flushes for the translator's caches keyed by linear address. In jit.
 void jit_tlb_flushed(struct cpu *cpu, bool global);
 void jit_tlb_flushed_page(struct cpu *cpu, u64 linear);
 
 // Which TLB serves an access with these bits (and EFLAGS.AC), and its number of entries (a power of 2).
 struct tlb_entry *tlb_select(struct cpu *cpu, unsigned access, unsigned *entries);
+// Walks and fills the entry of `linear` for this access. Raises #PF. NULL: C has to make the access
+// itself, at *gpa (memory I/O; for a write also read-only memory and pages with code).
+struct tlb_entry *tlb_fill(struct cpu *cpu, u64 linear, unsigned access, u64 *gpa);
 
 // A page that holds translated code of some vCPU must not be in a TLB as writable. These are
 // called by the slow paths: (jit_code.c)

@@ -12,15 +12,33 @@ int cpu_set_cr3(struct cpu *cpu, u64 value, enum who who);
 int cpu_set_cr4(struct cpu *cpu, u64 value, enum who who);
 int cpu_set_efer(struct cpu *cpu, u64 value, enum who who);
 int cpu_set_xcr0(struct cpu *cpu, u64 value, enum who who);
+// BY_HOST the registers are set as a group (KVM_SET_SREGS): each setter checks reserved bits only,
+// EFER comes with LMA, and this says whether what would result goes together.
+bool cpu_sregs_valid(const struct cpu *cpu, u64 cr0, u64 cr3, u64 cr4, u64 efer, bool cs_l);
+// PAE paging: loads cpu->pdptr from CR3. -EINVAL: reserved bits, nothing changed.
+bool cpu_pae_paging(const struct cpu *cpu);
+int cpu_load_pdptrs(struct cpu *cpu);
+// The guest's time-stamp counter as RDTSC reads it.
+static inline u64 cpu_tsc(struct cpu *cpu)
+{
+	return cpu->ops->tsc(cpu->opaque) + cpu->tsc_adjust;
+}
 
 // 0, -EINVAL (#GP), or -EAGAIN (cpu_ops wants an exit to user space).
 int cpu_rdmsr(struct cpu *cpu, u32 index, u64 *value, enum who who);
 int cpu_wrmsr(struct cpu *cpu, u32 index, u64 value, enum who who);
 // MSRs that KVM_GET_MSR_INDEX_LIST names, of those the processor keeps. Returns the count.
 unsigned cpu_msr_list(u32 *list, unsigned max);
+// KVM_GET_MSR_FEATURE_INDEX_LIST and the system's KVM_GET_MSRS: what a new vCPU has. 0 or -EINVAL.
+unsigned cpu_feature_msr_list(u32 *list, unsigned max);
+int cpu_feature_msr(u32 index, u64 *value);
+// KVM_X86_SETUP_MCE: IA32_MCG_CAP. 0 or -EINVAL.
+int cpu_setup_mce(struct cpu *cpu, u64 cap);
 
 // What this host and this code can offer (KVM_GET_SUPPORTED_CPUID). Returns the number of entries.
 unsigned cpuid_supported(struct cpu_cpuid_entry *entries, unsigned max);
+// May a guest on this host have the feature (an enum cpu_feature)?
+bool cpuid_offers(unsigned feature);
 // Takes a guest's CPUID (KVM_SET_CPUID2): 0, or -EINVAL/-E2BIG. Recomputes features, masks.
 int cpuid_set(struct cpu *cpu, const struct cpu_cpuid_entry *entries, unsigned count);
 // Refreshes bits that follow the state (OSXSAVE, OSPKE, leaf 0xD sizes, APIC). Called by setters.
