@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+// Masked vector moves: MASKMOVQ, MASKMOVDQU, VMASKMOVPS/PD, VPMASKMOVD/Q. Elements whose mask bit
+// is clear are not accessed, so they cannot fault. A store checks all its elements before it
+// writes the first.
+// SDM: the instructions' pages. With a mask of all zeros nothing is accessed at all.
+#include "cpu/fpu.h"
+#include "cpu/handlers.h"
+#include "cpu/mem.h"
+#include "cpu/operand.h"
+
+#include <string.h>
+
+#define VECTOR_MAX 32
+
+static u64 element_linear(struct cpu *cpu, const struct insn *insn, u64 offset, unsigned size,
+			  bool write)
+{
+	return segment_linear(cpu, insn->mem_seg, address_truncate(offset, insn->address_size), size,
+			      write);
+}
+
+// Writes elements of `unit` bytes whose mask has its top bit set.
+static void masked_store(struct cpu *cpu, const struct insn *insn, u64 offset, const u8 *data,
+			 const u8 *mask, unsigned bytes, unsigned unit)
+{
+	unsigned access = ACCESS_WRITE | cpu_access_of_cpl(cpu);
+
+	for (unsigned i = 0; i < bytes; i += unit)
+		if (mask[i + unit - 1] & 0x80)
+			mem_probe_write(cpu, element_linear(cpu, insn, offset + i, unit, true), unit,
+					access);
+	for (unsigned i = 0; i < bytes; i += unit)
+		if (mask[i + unit - 1] & 0x80)
+			mem_write(cpu, element_linear(cpu, insn, offset + i, unit, true), data + i,
+				  unit, access);
+}
+
+void maskmov_handler(struct cpu *cpu, const struct insn *insn)
+{
+	u8 data[16], mask[16];
+	unsigned bytes = 16;
+
+	if (insn->mnemonic == ZYDIS_MNEMONIC_MASKMOVQ) {
+		u64 mm = fpu_mmx_read(cpu, insn->op[0].reg), select = fpu_mmx_read(cpu, insn->op[1].reg);
+
+		bytes = 8;
+		memcpy(data, &mm, 8);
+		memcpy(mask, &select, 8);
+	} else {
+		fpu_vec_read(cpu, insn->op[0].reg, data, 16);
+		fpu_vec_read(cpu, insn->op[1].reg, mask, 16);
+	}
+	masked_store(cpu, insn, address_truncate(cpu->gpr[RDI], insn->address_size), data, mask,
+		     bytes, 1);
+	if (bytes == 8)
+		fpu_mmx_enter(cpu);
+}
+
+static unsigned element_bytes(const struct insn *insn)
+{
+	switch (insn->mnemonic) {
+	case ZYDIS_MNEMONIC_VMASKMOVPD:
+	case ZYDIS_MNEMONIC_VPMASKMOVQ:
+		return 8;
+	}
+	return 4;
+}
+
+void vmaskmov_handler(struct cpu *cpu, const struct insn *insn)
+{
+	unsigned bytes = insn->vector_length, unit = element_bytes(insn);
+	unsigned access = ACCESS_READ | cpu_access_of_cpl(cpu);
+	u64 offset = insn_offset(cpu, insn);
+	u8 mask[VECTOR_MAX], data[VECTOR_MAX] = { 0 };
+
+	if (bytes > VECTOR_MAX)
+		cpu_ud(cpu);
+	fpu_vec_read(cpu, insn->op[1].reg, mask, bytes);
+	if (insn->op[0].kind == OPERAND_MEM) {
+		fpu_vec_read(cpu, insn->op[2].reg, data, bytes);
+		masked_store(cpu, insn, offset, data, mask, bytes, unit);
+		return;
+	}
+	for (unsigned i = 0; i < bytes; i += unit)
+		if (mask[i + unit - 1] & 0x80)
+			mem_read(cpu, element_linear(cpu, insn, offset + i, unit, false), data + i, unit,
+				 access);
+	fpu_vec_write_clear(cpu, insn->op[0].reg, data, bytes);
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT
+// Operands of handlers in C: effective addresses, segment checks, registers, memory, the stack.
+// SDM: "Memory Operands", "Limit Checking", "Type Checking", "Segment-Override Prefixes",
+// "Canonical Addressing".
+//
+// A segment whose limit is 4 GiB - 1 lets an access wrap around the end, as processors do; any
+// other limit is checked for every byte.
+#include "cpu/operand.h"
+
+#include "cpu/mem.h"
+
+#define DATA_EXPAND_DOWN 4u // in SEG_TYPE, with bit 3 clear
+#define TYPE_CODE 8u
+#define TYPE_RW 2u // writable data, readable code
+
+static bool offset_in_limit(const struct segment *s, u64 offset, u64 size)
+{
+	u64 last = offset + size - 1;
+
+	if ((s->attributes & (SEG_S | TYPE_CODE | DATA_EXPAND_DOWN)) == (SEG_S | DATA_EXPAND_DOWN))
+		return offset > s->limit && last <= (s->attributes & SEG_DB ? 0xffffffffu : 0xffffu);
+	return last <= s->limit || s->limit == 0xffffffffu;
+}
+
+static bool type_allows(const struct cpu *cpu, const struct segment *s, bool write)
+{
+	unsigned type = s->attributes & SEG_TYPE;
+
+	if (!cpu_protected(cpu) || cpu_v86(cpu))
+		return true;
+	if ((s->attributes & SEG_UNUSABLE) || !(s->attributes & SEG_P))
+		return false;
+	if (write)
+		return (type & (TYPE_CODE | TYPE_RW)) == TYPE_RW;
+	return !(type & TYPE_CODE) || (type & TYPE_RW);
+}
+
+static inline u64 base_in_64bit(const struct cpu *cpu, enum seg seg)
+{
+	return seg == SEG_FS || seg == SEG_GS ? cpu->seg[seg].base : 0;
+}
+
+bool segment_allows(struct cpu *cpu, enum seg seg, u64 offset, u64 size, bool write)
+{
+	const struct segment *s = &cpu->seg[seg];
+	u64 linear;
+
+	if (cpu_64bit(cpu)) {
+		linear = base_in_64bit(cpu, seg) + offset;
+		return cpu_canonical(cpu, linear) && cpu_canonical(cpu, linear + size - 1);
+	}
+	return type_allows(cpu, s, write) && offset_in_limit(s, offset, size);
+}
+
+u64 segment_linear(struct cpu *cpu, enum seg seg, u64 offset, unsigned size, bool write)
+{
+	if (__builtin_expect(!segment_allows(cpu, seg, offset, size, write), 0))
+		cpu_raise_error(cpu, seg == SEG_SS ? VECTOR_SS : VECTOR_GP, 0);
+	if (cpu_64bit(cpu))
+		return base_in_64bit(cpu, seg) + offset;
+	return (u32)(cpu->seg[seg].base + offset);
+}
+
+u64 insn_offset(struct cpu *cpu, const struct insn *insn)
+{
+	u64 offset = insn->mem_disp;
+
+	if (insn->mem_base == 0xfe)
+		offset += cpu->next_rip;
+	else if (insn->mem_base != 0xff)
+		offset += cpu->gpr[insn->mem_base];
+	if (insn->mem_index != 0xff)
+		offset += cpu->gpr[insn->mem_index] * insn->mem_scale;
+	return address_truncate(offset, insn->address_size);
+}
+
+u64 insn_linear(struct cpu *cpu, const struct insn *insn, unsigned size, bool write)
+{
+	return segment_linear(cpu, insn->mem_seg, insn_offset(cpu, insn), size, write);
+}
+
+u64 insn_read(struct cpu *cpu, const struct insn *insn, unsigned n)
+{
+	const struct operand *op = &insn->op[n];
+
+	switch (op->kind) {
+	case OPERAND_REG:
+		if (op->high)
+			return (u8)(cpu->gpr[op->reg & 3] >> 8);
+		return gpr_read(cpu, op->reg, op->size);
+	case OPERAND_SEG:
+		return cpu->seg[op->reg].selector;
+	case OPERAND_MEM:
+		return mem_read_n(cpu, insn_linear(cpu, insn, op->size, false), op->size,
+				  ACCESS_READ | cpu_access_of_cpl(cpu));
+	case OPERAND_IMM:
+		// The second immediate (ENTER, EXTRQ) is kept apart.
+		for (unsigned i = 0; i < n; i++)
+			if (insn->op[i].kind == OPERAND_IMM)
+				return insn->far_selector;
+		return insn->imm;
+	}
+	cpu_ud(cpu);
+	return 0;
+}
+
+void insn_write(struct cpu *cpu, const struct insn *insn, unsigned n, u64 value)
+{
+	const struct operand *op = &insn->op[n];
+
+	switch (op->kind) {
+	case OPERAND_REG:
+		if (op->high)
+			((u8 *)&cpu->gpr[op->reg & 3])[1] = value;
+		else
+			gpr_write(cpu, op->reg, op->size, value);
+		return;
+	case OPERAND_MEM:
+		mem_write_n(cpu, insn_linear(cpu, insn, op->size, true), value, op->size,
+			    ACCESS_WRITE | cpu_access_of_cpl(cpu));
+		return;
+	}
+	cpu_ud(cpu);
+}
+
+unsigned stack_pointer_size(const struct cpu *cpu)
+{
+	return cpu_64bit(cpu) ? 8 : cpu->seg[SEG_SS].attributes & SEG_DB ? 4 : 2;
+}
+
+u64 stack_offset(const struct cpu *cpu, u64 rsp, s64 displacement)
+{
+	return address_truncate(rsp + displacement, stack_pointer_size(cpu));
+}
+
+void stack_set(struct cpu *cpu, u64 rsp)
+{
+	// In a 32-bit stack the upper half of RSP does not exist for the guest.
+	gpr_write(cpu, RSP, stack_pointer_size(cpu), rsp);
+}
+
+void stack_push(struct cpu *cpu, u64 value, unsigned size)
+{
+	u64 rsp = stack_offset(cpu, cpu->gpr[RSP], -(s64)size);
+
+	mem_write_n(cpu, segment_linear(cpu, SEG_SS, rsp, size, true), value, size,
+		    ACCESS_WRITE | cpu_access_of_cpl(cpu));
+	stack_set(cpu, rsp);
+}
+
+u64 stack_peek(struct cpu *cpu, s64 displacement, unsigned size)
+{
+	u64 offset = stack_offset(cpu, cpu->gpr[RSP], displacement);
+
+	return mem_read_n(cpu, segment_linear(cpu, SEG_SS, offset, size, false), size,
+			  ACCESS_READ | cpu_access_of_cpl(cpu));
+}
+
+u64 stack_pop(struct cpu *cpu, unsigned size)
+{
+	u64 value = stack_peek(cpu, 0, size);
+
+	stack_set(cpu, cpu->gpr[RSP] + size);
+	return value;
+}

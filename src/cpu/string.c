@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: MIT
+// String instructions: MOVS, CMPS, STOS, LODS, SCAS; the rows of INS, OUTS, IN and OUT.
+//
+// Work is done in pieces within one page of the host's memory, by the host's own string
+// instructions; an element that crosses pages, lies in memory I/O or in a page of translated code
+// takes the slow way alone. Registers are up to date after each piece, so that a fault or an
+// interrupt finds exact progress. A fault in the middle of CMPS or SCAS leaves the flags as they
+// were before the instruction.
+//
+// The mnemonics MOVSD and CMPSD are also those of SSE2 instructions: these rows mean opcodes A5
+// and A7. The source segment is insn->mem_seg (DS, or the override).
+//
+// SDM: "REP/REPE/REPZ/REPNE/REPNZ - Repeat String Operation Prefix", and each instruction's page.
+#include "cpu/handlers.h"
+#include "cpu/mem.h"
+#include "cpu/operand.h"
+
+static unsigned element_size(const struct insn *insn)
+{
+	return insn->opcode & 1 ? insn->operand_size : 1;
+}
+
+static unsigned reading(const struct cpu *cpu)
+{
+	return ACCESS_READ | cpu_access_of_cpl(cpu);
+}
+
+static unsigned writing(const struct cpu *cpu)
+{
+	return ACCESS_WRITE | cpu_access_of_cpl(cpu);
+}
+
+static void *run_host(struct cpu *cpu, const struct string_run *run, unsigned size, unsigned access)
+{
+	return run->n ? mem_host(cpu, run->linear, run->n * size, access) : NULL;
+}
+
+// A piece cut to n elements: going backward it is the upper end that counts.
+static void run_cut(struct cpu *cpu, struct string_run *run, u64 n, unsigned size)
+{
+	if (cpu->rflags & FLAG_DF)
+		run->linear += (run->n - n) * size;
+	run->n = n;
+}
+
+// ---- the host's instructions on host memory; pointers are to the lowest byte ----
+
+#define FOR_SIZE(size, OP) \
+	switch (size) { \
+	case 1: OP("b"); break; \
+	case 2: OP("w"); break; \
+	case 4: OP("l"); break; \
+	default: OP("q"); \
+	}
+
+static void host_movs(u8 *to, const u8 *from, u64 n, unsigned size, bool back)
+{
+	if (back) {
+		to += (n - 1) * size;
+		from += (n - 1) * size;
+#define BACK(s) \
+	__asm__ volatile("std; rep movs" s "; cld" : "+D"(to), "+S"(from), "+c"(n) : : "memory", "cc")
+		FOR_SIZE(size, BACK)
+#undef BACK
+		return;
+	}
+#define FORTH(s) __asm__ volatile("rep movs" s : "+D"(to), "+S"(from), "+c"(n) : : "memory")
+	FOR_SIZE(size, FORTH)
+#undef FORTH
+}
+
+static void host_stos(u8 *to, u64 value, u64 n, unsigned size)
+{
+#define STOS(s) __asm__ volatile("rep stos" s : "+D"(to), "+c"(n) : "a"(value) : "memory")
+	FOR_SIZE(size, STOS)
+#undef STOS
+}
+
+// Compare up to n > 0 elements while they are equal (or not, for `until_equal`). Return how many
+// were compared; *arith gets the flags of the last one as struct cpu keeps them.
+#define COMPARE_TAIL "; cld; lahf; seto %%al"
+
+static u64 host_cmps(const u8 *from, const u8 *to, u64 n, unsigned size, bool back,
+		     bool until_equal, u32 *arith)
+{
+	u64 left = n, flags;
+
+	if (back) {
+		to += (n - 1) * size;
+		from += (n - 1) * size;
+	}
+#define CMPS(s) \
+	if (back && until_equal) \
+		__asm__ volatile("std; repne cmps" s COMPARE_TAIL : "=a"(flags), "+S"(from), \
+				 "+D"(to), "+c"(left) : : "memory", "cc"); \
+	else if (back) \
+		__asm__ volatile("std; repe cmps" s COMPARE_TAIL : "=a"(flags), "+S"(from), \
+				 "+D"(to), "+c"(left) : : "memory", "cc"); \
+	else if (until_equal) \
+		__asm__ volatile("repne cmps" s COMPARE_TAIL : "=a"(flags), "+S"(from), "+D"(to), \
+				 "+c"(left) : : "memory", "cc"); \
+	else \
+		__asm__ volatile("repe cmps" s COMPARE_TAIL : "=a"(flags), "+S"(from), "+D"(to), \
+				 "+c"(left) : : "memory", "cc")
+	FOR_SIZE(size, CMPS)
+#undef CMPS
+	*arith = flags & 0xffff;
+	return n - left;
+}
+
+static u64 host_scas(u64 value, const u8 *to, u64 n, unsigned size, bool back, bool until_equal,
+		     u32 *arith)
+{
+	u64 left = n, flags = value;
+
+	if (back)
+		to += (n - 1) * size;
+#define SCAS(s) \
+	if (back && until_equal) \
+		__asm__ volatile("std; repne scas" s COMPARE_TAIL : "+a"(flags), "+D"(to), \
+				 "+c"(left) : : "memory", "cc"); \
+	else if (back) \
+		__asm__ volatile("std; repe scas" s COMPARE_TAIL : "+a"(flags), "+D"(to), \
+				 "+c"(left) : : "memory", "cc"); \
+	else if (until_equal) \
+		__asm__ volatile("repne scas" s COMPARE_TAIL : "+a"(flags), "+D"(to), "+c"(left) \
+				 : : "memory", "cc"); \
+	else \
+		__asm__ volatile("repe scas" s COMPARE_TAIL : "+a"(flags), "+D"(to), "+c"(left) \
+				 : : "memory", "cc")
+	FOR_SIZE(size, SCAS)
+#undef SCAS
+	*arith = flags & 0xffff;
+	return n - left;
+}
+
+static u64 host_load(const u8 *p, unsigned size)
+{
+	return size == 8 ? *(const u64 *)p : size == 4 ? *(const u32 *)p :
+	       size == 2 ? *(const u16 *)p : *p;
+}
+
+// ---- handlers ----
+
+static u64 movs_piece(struct cpu *cpu, const struct insn *insn, unsigned size)
+{
+	u64 count = string_count(cpu, insn);
+	struct string_run from, to;
+	u8 *source, *target;
+
+	from = string_run(cpu, insn, insn->mem_seg, RSI, size, count, false);
+	to = string_run(cpu, insn, SEG_ES, RDI, size, count, true);
+	if (from.n > to.n)
+		run_cut(cpu, &from, to.n, size);
+	else if (to.n > from.n)
+		run_cut(cpu, &to, from.n, size);
+	source = run_host(cpu, &from, size, reading(cpu));
+	target = source ? run_host(cpu, &to, size, writing(cpu)) : NULL;
+	if (target) {
+		host_movs(target, source, to.n, size, cpu->rflags & FLAG_DF);
+		return to.n;
+	}
+	u64 a = string_element(cpu, insn, insn->mem_seg, RSI, size, false);
+	u64 value = mem_read_n(cpu, a, size, reading(cpu));
+
+	mem_write_n(cpu, string_element(cpu, insn, SEG_ES, RDI, size, true), value, size,
+		    writing(cpu));
+	return 1;
+}
+
+static void movs(struct cpu *cpu, const struct insn *insn)
+{
+	unsigned size = element_size(insn);
+	u64 n;
+
+	if (!string_count(cpu, insn))
+		return;
+	do {
+		n = movs_piece(cpu, insn, size);
+		string_advance(cpu, insn, RSI, n, size);
+		string_advance(cpu, insn, RDI, n, size);
+	} while (string_next(cpu, insn, n));
+}
+
+static void stos(struct cpu *cpu, const struct insn *insn)
+{
+	unsigned size = element_size(insn);
+	struct string_run to;
+	u8 *target;
+
+	if (!string_count(cpu, insn))
+		return;
+	do {
+		to = string_run(cpu, insn, SEG_ES, RDI, size, string_count(cpu, insn), true);
+		target = run_host(cpu, &to, size, writing(cpu));
+		if (target) {
+			host_stos(target, cpu->gpr[RAX], to.n, size);
+		} else {
+			to.n = 1;
+			mem_write_n(cpu, string_element(cpu, insn, SEG_ES, RDI, size, true),
+				    gpr_read(cpu, RAX, size), size, writing(cpu));
+		}
+		string_advance(cpu, insn, RDI, to.n, size);
+	} while (string_next(cpu, insn, to.n));
+}
+
+static void lods(struct cpu *cpu, const struct insn *insn)
+{
+	unsigned size = element_size(insn);
+	struct string_run from;
+	u8 *source;
+	u64 value;
+
+	if (!string_count(cpu, insn))
+		return;
+	do {
+		from = string_run(cpu, insn, insn->mem_seg, RSI, size, string_count(cpu, insn), false);
+		source = run_host(cpu, &from, size, reading(cpu));
+		if (source) { // only the last element stays in the register
+			u64 last = cpu->rflags & FLAG_DF ? 0 : (from.n - 1) * size;
+
+			value = host_load(source + last, size);
+		} else {
+			from.n = 1;
+			value = mem_read_n(cpu,
+					   string_element(cpu, insn, insn->mem_seg, RSI, size, false),
+					   size, reading(cpu));
+		}
+		gpr_write(cpu, RAX, size, value);
+		string_advance(cpu, insn, RSI, from.n, size);
+	} while (string_next(cpu, insn, from.n));
+}
+
+// After a piece: does the repeat condition hold?
+static bool goes_on(const struct insn *insn, u32 arith)
+{
+	bool equal = arith >> 8 & FLAG_ZF;
+
+	return insn->repne ? !equal : equal;
+}
+
+static u64 cmps_piece(struct cpu *cpu, const struct insn *insn, unsigned size, u32 *arith)
+{
+	u64 count = string_count(cpu, insn), a, b;
+	bool back = cpu->rflags & FLAG_DF;
+	struct string_run from, to;
+	u8 *source, *target;
+
+	from = string_run(cpu, insn, insn->mem_seg, RSI, size, count, false);
+	to = string_run(cpu, insn, SEG_ES, RDI, size, count, false);
+	if (from.n > to.n)
+		run_cut(cpu, &from, to.n, size);
+	else if (to.n > from.n)
+		run_cut(cpu, &to, from.n, size);
+	source = run_host(cpu, &from, size, reading(cpu));
+	target = source ? run_host(cpu, &to, size, reading(cpu)) : NULL;
+	if (target)
+		return host_cmps(source, target, to.n, size, back, insn->repne, arith);
+	a = mem_read_n(cpu, string_element(cpu, insn, insn->mem_seg, RSI, size, false), size,
+		       reading(cpu));
+	b = mem_read_n(cpu, string_element(cpu, insn, SEG_ES, RDI, size, false), size, reading(cpu));
+	return host_cmps((u8 *)&a, (u8 *)&b, 1, size, false, insn->repne, arith);
+}
+
+static void cmps(struct cpu *cpu, const struct insn *insn)
+{
+	unsigned size = element_size(insn);
+	u64 next_rip = cpu->next_rip, n;
+	u32 arith;
+
+	if (!string_count(cpu, insn))
+		return;
+	do {
+		n = cmps_piece(cpu, insn, size, &arith);
+		string_advance(cpu, insn, RSI, n, size);
+		string_advance(cpu, insn, RDI, n, size);
+	} while (string_next(cpu, insn, n) && goes_on(insn, arith));
+	if (!goes_on(insn, arith)) // complete, whatever string_next() wants to look at
+		cpu->next_rip = next_rip;
+	cpu->arith = arith;
+}
+
+static u64 scas_piece(struct cpu *cpu, const struct insn *insn, unsigned size, u32 *arith)
+{
+	struct string_run to;
+	u8 *target;
+	u64 b;
+
+	to = string_run(cpu, insn, SEG_ES, RDI, size, string_count(cpu, insn), false);
+	target = run_host(cpu, &to, size, reading(cpu));
+	if (target)
+		return host_scas(cpu->gpr[RAX], target, to.n, size, cpu->rflags & FLAG_DF,
+				 insn->repne, arith);
+	b = mem_read_n(cpu, string_element(cpu, insn, SEG_ES, RDI, size, false), size, reading(cpu));
+	return host_scas(cpu->gpr[RAX], (u8 *)&b, 1, size, false, insn->repne, arith);
+}
+
+static void scas(struct cpu *cpu, const struct insn *insn)
+{
+	unsigned size = element_size(insn);
+	u64 next_rip = cpu->next_rip, n;
+	u32 arith;
+
+	if (!string_count(cpu, insn))
+		return;
+	do {
+		n = scas_piece(cpu, insn, size, &arith);
+		string_advance(cpu, insn, RDI, n, size);
+	} while (string_next(cpu, insn, n) && goes_on(insn, arith));
+	if (!goes_on(insn, arith)) // complete, whatever string_next() wants to look at
+		cpu->next_rip = next_rip;
+	cpu->arith = arith;
+}
+
+#define STRING(name, handler) { ZYDIS_MNEMONIC_##name, INSN_C, INSN_REP_RESTART, 0, handler }
+
+const struct insn_row rows_string[] = {
+	STRING(MOVSB, movs), STRING(MOVSW, movs), STRING(MOVSD, movs), STRING(MOVSQ, movs),
+	STRING(CMPSB, cmps), STRING(CMPSW, cmps), STRING(CMPSD, cmps), STRING(CMPSQ, cmps),
+	STRING(STOSB, stos), STRING(STOSW, stos), STRING(STOSD, stos), STRING(STOSQ, stos),
+	STRING(LODSB, lods), STRING(LODSW, lods), STRING(LODSD, lods), STRING(LODSQ, lods),
+	STRING(SCASB, scas), STRING(SCASW, scas), STRING(SCASD, scas), STRING(SCASQ, scas),
+	STRING(INSB, ins_handler), STRING(INSW, ins_handler), STRING(INSD, ins_handler),
+	STRING(OUTSB, outs_handler), STRING(OUTSW, outs_handler), STRING(OUTSD, outs_handler),
+	{ ZYDIS_MNEMONIC_IN, INSN_C, 0, 0, in_handler },
+	{ ZYDIS_MNEMONIC_OUT, INSN_C, 0, 0, out_handler },
+	{ 0 },
+};
