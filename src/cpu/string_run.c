@@ -85,6 +85,7 @@ bool string_next(struct cpu *cpu, const struct insn *insn, u64 n)
 	if (!insn->rep && !insn->repne)
 		return false;
 	gpr_write(cpu, RCX, insn->address_size, cpu->gpr[RCX] - n);
+	cpu->replay = false; // accesses of the next iteration are new ones
 	if (!address_truncate(cpu->gpr[RCX], insn->address_size))
 		return false;
 	if (!step && !cpu->request)
