@@ -2,7 +2,7 @@
 // PUSHF, POPF, LAHF, SAHF and the instructions that set one flag.
 // SDM: "EFLAGS Instructions", "POPF/POPFD/POPFQ", "Interrupt Handling in Virtual-8086 Mode".
 #include "cpu/handlers.h"
-#include "cpu/operand.h"
+#include "cpu/stack.h"
 
 #define V86_16BIT_IOPL FLAG_IOPL
 
@@ -25,13 +25,16 @@ void pushf_handler(struct cpu *cpu, const struct insn *insn)
 {
 	unsigned size = insn->operand_size;
 	u64 flags = cpu_rflags(cpu) & ~(u64)(FLAG_VM | FLAG_RF);
+	struct stack stack;
 
 	if (v86_virtual_if(cpu, size)) {
 		flags = (flags & ~(u64)FLAG_IF) | V86_16BIT_IOPL;
 		if (cpu->rflags & FLAG_VIF)
 			flags |= FLAG_IF;
 	}
-	stack_push(cpu, flags, size);
+	stack_current(cpu, &stack);
+	stack_push(cpu, &stack, &flags, size, size);
+	stack_commit(cpu, &stack);
 }
 
 static u64 popf_changeable(const struct cpu *cpu, unsigned size)
@@ -51,11 +54,14 @@ void popf_handler(struct cpu *cpu, const struct insn *insn)
 {
 	unsigned size = insn->operand_size;
 	bool virtual_if = v86_virtual_if(cpu, size);
-	u64 popped = stack_peek(cpu, 0, size), old = cpu_rflags(cpu), flags;
+	u64 popped, old = cpu_rflags(cpu), flags;
+	struct stack stack;
 
+	stack_current(cpu, &stack);
+	popped = stack_pop(cpu, &stack, size);
 	if (virtual_if && ((popped & FLAG_TF) || ((popped & FLAG_IF) && (old & FLAG_VIP))))
 		cpu_gp0(cpu);
-	stack_set(cpu, cpu->gpr[RSP] + size);
+	stack_commit(cpu, &stack);
 	flags = popf_changeable(cpu, size);
 	flags = (old & ~flags) | (popped & flags);
 	if (virtual_if)

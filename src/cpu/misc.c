@@ -5,6 +5,9 @@
 #include "cpu/handlers.h"
 #include "cpu/mem.h"
 #include "cpu/operand.h"
+#include "cpu/stack.h"
+
+#include <string.h>
 
 static unsigned reading(const struct cpu *cpu)
 {
@@ -33,62 +36,61 @@ static void bound(struct cpu *cpu, const struct insn *insn)
 		cpu_raise(cpu, VECTOR_BR);
 }
 
-static void put_stack(struct cpu *cpu, u64 rsp, u64 value, unsigned size)
-{
-	mem_write_n(cpu, segment_linear(cpu, SEG_SS, rsp, size, true), value, size, writing(cpu));
-}
-
 // Registers change only after everything was written; the frame may be partly there on a fault.
 static void enter(struct cpu *cpu, const struct insn *insn)
 {
 	unsigned size = insn->operand_size, level = insn->far_selector & 31;
-	u64 rsp = stack_offset(cpu, cpu->gpr[RSP], -(s64)size), frame = rsp;
-	u64 rbp = cpu->gpr[RBP];
+	struct stack stack, frames;
+	u64 frame, probe;
 
-	put_stack(cpu, rsp, rbp, size);
+	stack_current(cpu, &stack);
+	frames = stack;
+	frames.sp = cpu->gpr[RBP] & stack.mask;
+	stack_push(cpu, &stack, &cpu->gpr[RBP], size, size);
+	frame = stack.sp;
 	for (unsigned i = 1; i < level; i++) {
-		u64 value;
+		u64 value = 0;
 
-		rbp = stack_offset(cpu, rbp, -(s64)size);
-		rsp = stack_offset(cpu, rsp, -(s64)size);
-		value = mem_read_n(cpu, segment_linear(cpu, SEG_SS, rbp, size, false), size,
-				   reading(cpu));
-		put_stack(cpu, rsp, value, size);
+		frames.sp = (frames.sp - size) & stack.mask;
+		stack_peek(cpu, &frames, 0, &value, size);
+		stack_push(cpu, &stack, &value, size, size);
 	}
-	if (level) {
-		rsp = stack_offset(cpu, rsp, -(s64)size);
-		put_stack(cpu, rsp, frame, size);
-	}
-	rsp = stack_offset(cpu, rsp, -(s64)(u16)insn->imm);
+	if (level)
+		stack_push(cpu, &stack, &frame, size, size);
+	stack.sp = (stack.sp - (u16)insn->imm) & stack.mask;
 	// The processor makes sure that the new top of the stack can be written.
-	mem_probe_write(cpu, segment_linear(cpu, SEG_SS, rsp, size, true), size, writing(cpu));
+	probe = segment_linear(cpu, SEG_SS, stack.sp, size, true);
+	mem_probe_write(cpu, probe, size, writing(cpu));
 	gpr_write(cpu, RBP, size, frame);
-	stack_set(cpu, rsp);
+	stack_commit(cpu, &stack);
 }
 
 static void pusha(struct cpu *cpu, const struct insn *insn)
 {
 	unsigned size = insn->operand_size;
-	u64 rsp = cpu->gpr[RSP];
+	struct stack stack;
+	u8 slots[32];
 
-	for (unsigned reg = RAX; reg <= RDI; reg++) {
-		rsp = stack_offset(cpu, rsp, -(s64)size);
-		put_stack(cpu, rsp, cpu->gpr[reg], size);
-	}
-	stack_set(cpu, rsp);
+	for (unsigned i = 0; i < 8; i++)
+		memcpy(slots + i * size, &cpu->gpr[RDI - i], size);
+	stack_current(cpu, &stack);
+	stack_push(cpu, &stack, slots, 8 * size, size);
+	stack_commit(cpu, &stack);
 }
 
 static void popa(struct cpu *cpu, const struct insn *insn)
 {
 	unsigned size = insn->operand_size;
+	struct stack stack;
 	u64 value[8];
 
+	stack_current(cpu, &stack);
 	for (unsigned i = 0; i < 8; i++)
-		value[i] = stack_peek(cpu, i * size, size);
+		value[i] = stack_pop(cpu, &stack, size);
 	for (unsigned i = 0; i < 8; i++)
 		if (7 - i != RSP)
 			gpr_write(cpu, 7 - i, size, value[i]);
-	stack_set(cpu, cpu->gpr[RSP] + 8 * size);
+	stack_commit(cpu, &stack);
 }
 
 static void xlat(struct cpu *cpu, const struct insn *insn)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Operands of handlers in C: effective addresses, segment checks, registers, memory, the stack.
+// Operands of handlers in C: effective addresses, segment checks, registers, memory.
 // SDM: "Memory Operands", "Limit Checking", "Type Checking", "Segment-Override Prefixes",
 // "Canonical Addressing".
 //
@@ -121,45 +121,4 @@ void insn_write(struct cpu *cpu, const struct insn *insn, unsigned n, u64 value)
 		return;
 	}
 	cpu_ud(cpu);
-}
-
-unsigned stack_pointer_size(const struct cpu *cpu)
-{
-	return cpu_64bit(cpu) ? 8 : cpu->seg[SEG_SS].attributes & SEG_DB ? 4 : 2;
-}
-
-u64 stack_offset(const struct cpu *cpu, u64 rsp, s64 displacement)
-{
-	return address_truncate(rsp + displacement, stack_pointer_size(cpu));
-}
-
-void stack_set(struct cpu *cpu, u64 rsp)
-{
-	// In a 32-bit stack the upper half of RSP does not exist for the guest.
-	gpr_write(cpu, RSP, stack_pointer_size(cpu), rsp);
-}
-
-void stack_push(struct cpu *cpu, u64 value, unsigned size)
-{
-	u64 rsp = stack_offset(cpu, cpu->gpr[RSP], -(s64)size);
-
-	mem_write_n(cpu, segment_linear(cpu, SEG_SS, rsp, size, true), value, size,
-		    ACCESS_WRITE | cpu_access_of_cpl(cpu));
-	stack_set(cpu, rsp);
-}
-
-u64 stack_peek(struct cpu *cpu, s64 displacement, unsigned size)
-{
-	u64 offset = stack_offset(cpu, cpu->gpr[RSP], displacement);
-
-	return mem_read_n(cpu, segment_linear(cpu, SEG_SS, offset, size, false), size,
-			  ACCESS_READ | cpu_access_of_cpl(cpu));
-}
-
-u64 stack_pop(struct cpu *cpu, unsigned size)
-{
-	u64 value = stack_peek(cpu, 0, size);
-
-	stack_set(cpu, cpu->gpr[RSP] + size);
-	return value;
 }

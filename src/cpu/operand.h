@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Addresses and operands for handlers, below what insn.h offers: segmentation and the stack.
+// Addresses and operands for handlers, below what insn.h offers: segmentation.
 #ifndef CETKVM_CPU_OPERAND_H
 #define CETKVM_CPU_OPERAND_H
 
@@ -18,17 +18,5 @@ static inline u64 address_truncate(u64 offset, unsigned address_size)
 {
 	return address_size == 8 ? offset : address_size == 4 ? (u32)offset : (u16)offset;
 }
-
-// Bytes of the stack pointer: 8, 4 or 2 by mode and SS.B.
-unsigned stack_pointer_size(const struct cpu *cpu);
-// Address `displacement` from the stack pointer `rsp`, wrapped to its size.
-u64 stack_offset(const struct cpu *cpu, u64 rsp, s64 displacement);
-// Sets RSP/ESP/SP and leaves the bits above its size alone.
-void stack_set(struct cpu *cpu, u64 rsp);
-// One push or pop of `size` bytes; the stack pointer changes after the access succeeded.
-void stack_push(struct cpu *cpu, u64 value, unsigned size);
-u64 stack_pop(struct cpu *cpu, unsigned size);
-// What a pop would read at `displacement` from the stack pointer; changes nothing.
-u64 stack_peek(struct cpu *cpu, s64 displacement, unsigned size);
 
 #endif
