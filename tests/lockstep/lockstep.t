@@ -1,0 +1,23 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# A short lockstep run, the same sequences every time: each class in both modes against silicon.
+. "$(dirname "$0")/../lib/tap.sh"
+lockstep=$CETKVM_BUILD/tests/lockstep/lockstep
+[ -x "$lockstep" ] || skip_all "lockstep is not built"
+
+for mode in 64 32; do
+	"$lockstep" --mode "$mode" --seed 2026 --count "${LOCKSTEP_COUNT:-400}" --report 1 >"$scratch/out" 2>&1
+	status=$?
+	[ $status = 2 ] && [ "$mode" = 64 ] && grep -q 'built without' "$scratch/out" &&
+		skip_all "built without the processor"
+	while read -r line; do
+		case $line in
+		"ok - "*) ok 0 "${line#ok - }" ;;
+		"not ok - "*) ok 1 "${line#not ok - }" ;;
+		*) echo "$line" ;;
+		esac
+	done <"$scratch/out"
+	[ $status -lt 2 ]
+	ok $? "lockstep of $mode-bit code ran to its end"
+done
+done_testing
