@@ -103,21 +103,12 @@ static unsigned ss_access(unsigned cpl)
 
 static u64 ss_load8(struct cpu *cpu, u64 address, unsigned access)
 {
-	const volatile u64 *host = mem_host(cpu, address, 8, ACCESS_READ | access);
-
-	return host ? *host : mem_read_n(cpu, address, 8, ACCESS_READ | access);
+	return mem_read_n(cpu, address, 8, ACCESS_READ | access);
 }
 
 static void ss_store(struct cpu *cpu, u64 address, u64 value, unsigned size, unsigned access)
 {
-	void *host = mem_host(cpu, address, size, ACCESS_WRITE | access);
-
-	if (!host)
-		mem_write_n(cpu, address, value, size, ACCESS_WRITE | access);
-	else if (size == 8)
-		*(volatile u64 *)host = value;
-	else
-		*(volatile u32 *)host = value;
+	mem_write_n(cpu, address, value, size, ACCESS_WRITE | access);
 }
 
 // Locked exchange of a token; always a write access. true: the expected value was there.

@@ -6,6 +6,7 @@
 #include "cpu/event_internal.h"
 
 #include "cpu/cet.h"
+#include "cpu/guest_access.h"
 #include "cpu/segment.h"
 
 struct gate {
@@ -79,7 +80,7 @@ static u64 tss_stack(struct cpu *cpu, const struct delivery *event, unsigned cpl
 static void push_frame(struct cpu *cpu, const struct delivery *event, u64 rsp, const u64 *frame,
 		       unsigned slots, unsigned access)
 {
-	volatile u64 *host;
+	u64 *host;
 
 	if (!cpu_canonical(cpu, rsp) || !cpu_canonical(cpu, rsp + slots * 8 - 1))
 		cpu_raise_error(cpu, VECTOR_SS, event->ext);
@@ -89,7 +90,8 @@ static void push_frame(struct cpu *cpu, const struct delivery *event, u64 rsp, c
 		return;
 	}
 	for (unsigned i = 0; i < slots; i++)
-		host[i] = frame[i];
+		if (!guest_store64(host + i, frame[i]))
+			guest_fault(cpu, host + i);
 }
 
 void deliver_long(struct cpu *cpu, const struct delivery *event)

@@ -22,8 +22,6 @@ static void load_flags(struct cpu *cpu, u64 flags, u64 mask)
 	if (!debug_wants_code(cpu))
 		rflags &= ~(u64)FLAG_RF;
 	cpu_set_rflags(cpu, rflags);
-	if (rflags & FLAG_IF && cpu->irq_wait)
-		cpu_request(cpu, REQ_IRQ);
 }
 
 // Flags which IRET of this operand size may change at the level it is executed on.

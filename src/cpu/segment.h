@@ -73,11 +73,7 @@ static inline u64 system_linear(const struct cpu *cpu, u64 linear)
 
 static inline u64 system_read8(struct cpu *cpu, u64 linear)
 {
-	const volatile u64 *host;
-
-	linear = system_linear(cpu, linear);
-	host = mem_host(cpu, linear, 8, ACCESS_READ | ACCESS_IMPLICIT);
-	return host ? *host : mem_read_n(cpu, linear, 8, ACCESS_READ | ACCESS_IMPLICIT);
+	return mem_read_n(cpu, system_linear(cpu, linear), 8, ACCESS_READ | ACCESS_IMPLICIT);
 }
 
 static inline u64 system_read(struct cpu *cpu, u64 linear, unsigned size)

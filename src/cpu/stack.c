@@ -4,9 +4,8 @@
 // SDM: "Stack Behavior in 64-Bit Mode", "Limit Checking".
 #include "cpu/stack.h"
 
+#include "cpu/guest_access.h"
 #include "cpu/segment.h"
-
-#include <string.h>
 
 static u64 stack_mask(const struct segment *ss, bool wide)
 {
@@ -46,26 +45,19 @@ static bool wraps(const struct stack *stack, u64 offset, unsigned size)
 	return offset + size - 1 > stack->mask || offset + size - 1 < offset;
 }
 
-// A memcpy() which is fast for the few slots of a frame.
-static void copy_slots(void *to, const void *from, unsigned size)
-{
-	if (size & 7) {
-		memcpy(to, from, size);
-		return;
-	}
-	for (unsigned i = 0; i < size / 8; i++)
-		((volatile u64 *)to)[i] = ((const volatile u64 *)from)[i];
-}
-
+// A frame of 8-byte slots within one page of RAM is the usual case: one look-up, one store a slot.
 static void write_at(struct cpu *cpu, const struct stack *stack, u64 linear, const void *data,
 		     unsigned size)
 {
-	void *host = mem_host(cpu, linear, size, ACCESS_WRITE | stack->access);
+	u64 *host = size & 7 ? NULL : mem_host(cpu, linear, size, ACCESS_WRITE | stack->access);
 
-	if (host)
-		copy_slots(host, data, size);
-	else
+	if (!host) {
 		mem_write(cpu, linear, data, size, ACCESS_WRITE | stack->access);
+		return;
+	}
+	for (unsigned i = 0; i < size / 8; i++)
+		if (!guest_store64(host + i, ((const u64 *)data)[i]))
+			guest_fault(cpu, host + i);
 }
 
 void stack_push(struct cpu *cpu, struct stack *stack, const void *data, unsigned size, unsigned slot)
@@ -93,7 +85,7 @@ void stack_push(struct cpu *cpu, struct stack *stack, const void *data, unsigned
 void stack_peek(struct cpu *cpu, const struct stack *stack, unsigned offset, void *data, unsigned size)
 {
 	u64 at = (stack->sp + offset) & stack->mask, linear;
-	const void *host;
+	const u64 *host;
 
 	if (size > 8 && wraps(stack, at, size)) {
 		for (unsigned i = 0; i < size; i += 2)
@@ -101,11 +93,14 @@ void stack_peek(struct cpu *cpu, const struct stack *stack, unsigned offset, voi
 		return;
 	}
 	linear = stack_linear(cpu, stack, at, size);
-	host = mem_host(cpu, linear, size, ACCESS_READ | stack->access);
-	if (host)
-		copy_slots(data, host, size);
-	else
+	host = size & 7 ? NULL : mem_host(cpu, linear, size, ACCESS_READ | stack->access);
+	if (!host) {
 		mem_read(cpu, linear, data, size, ACCESS_READ | stack->access);
+		return;
+	}
+	for (unsigned i = 0; i < size / 8; i++)
+		if (!guest_load64(host + i, (u64 *)data + i))
+			guest_fault(cpu, host + i);
 }
 
 void stack_poke(struct cpu *cpu, const struct stack *stack, unsigned offset, const void *data,

@@ -83,8 +83,6 @@ void syscall_sysret(struct cpu *cpu, const struct insn *insn)
 		cpu_set_rflags(cpu, cpu->gpr[R11] & flags);
 	else
 		cpu->rflags |= FLAG_IF;
-	if (cpu->rflags & FLAG_IF && cpu->irq_wait)
-		cpu_request(cpu, REQ_IRQ);
 	load_code_and_stack(cpu, selector + (wide ? 16 : 0), selector + 8, wide, 3);
 	if (amd) {
 		ss.selector = cpu->seg[SEG_SS].selector;
