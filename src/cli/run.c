@@ -299,7 +299,7 @@ static int build_initramfs(struct run_options *options, struct initramfs *fs)
 	options->config.initrd_size = fs->size;
 	options->config.initrd_name = options->program ? "program" : "shell";
 	options->config.status_expected = options->program != NULL;
-	options->config.end_of_input_key = true;
+	options->config.own_init = true;
 	if (options->program)
 		options->config.no_reboot = true;
 	if (!request.busybox && options->verbose)

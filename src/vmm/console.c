@@ -37,7 +37,8 @@ struct console {
 	uint8_t input[INPUT_SIZE];
 	unsigned input_start, input_count;
 	bool escape;           // Ctrl-A was typed
-	bool input_is_terminal, input_open, end_of_input_key;
+	bool input_is_terminal, input_open, own_init;
+	atomic_bool held;      // until our init has set up the guest's terminal
 	bool at_line_start;    // the last byte of input ended a line
 
 	int wake_event, flush_timer, signal_fd;
@@ -131,6 +132,12 @@ void console_wake(struct console *console)
 		return; // the counter is full: it is awake already
 }
 
+void console_open_input(struct console *console)
+{
+	console->held = false;
+	console_wake(console);
+}
+
 static void console_queue(struct console *console, uint8_t byte)
 {
 	if (console->input_count < INPUT_SIZE)
@@ -160,7 +167,7 @@ static void console_key(struct console *console, struct machine *machine, uint8_
 static void console_end_of_input(struct console *console)
 {
 	console->input_open = false;
-	if (!console->end_of_input_key || console->input_is_terminal)
+	if (!console->own_init || console->input_is_terminal)
 		return;
 	console_queue(console, KEY_END_OF_FILE);
 	if (!console->at_line_start)
@@ -192,7 +199,7 @@ static void console_read_input(struct console *console, struct machine *machine)
 
 static void console_feed(struct console *console, struct machine *machine)
 {
-	while (console->input_count && serial_wants_input(machine)) {
+	while (!console->held && console->input_count && serial_wants_input(machine)) {
 		unsigned run = INPUT_SIZE - console->input_start, taken;
 
 		if (run > console->input_count)
@@ -237,6 +244,7 @@ void console_run(struct console *console, struct machine *machine)
 	};
 	uint64_t count;
 
+	console->held = console->own_init;
 	while (machine->end == MACHINE_RUNNING) {
 		wait[WAIT_INPUT].fd =
 			console->input_open && console->input_count < INPUT_SIZE - 3 ? STDIN_FILENO : -1;
@@ -262,7 +270,7 @@ void console_run(struct console *console, struct machine *machine)
 	pthread_mutex_unlock(&console->lock);
 }
 
-struct console *console_create(unsigned timeout, bool end_of_input_key)
+struct console *console_create(unsigned timeout, bool own_init)
 {
 	struct console *console = calloc(1, sizeof(*console));
 	sigset_t signals;
@@ -270,7 +278,7 @@ struct console *console_create(unsigned timeout, bool end_of_input_key)
 	if (!console)
 		return NULL;
 	pthread_mutex_init(&console->lock, NULL);
-	console->end_of_input_key = end_of_input_key;
+	console->own_init = own_init;
 	console->at_line_start = true;
 	console->input_open = true;
 	console->timeout = timeout;

@@ -11,13 +11,16 @@ struct console;
 struct machine;
 
 // Also takes over SIGINT, SIGTERM, SIGHUP and SIGQUIT: call before any thread is made.
-struct console *console_create(unsigned timeout, bool end_of_input_key);
+// own_init: the guest runs our init, which says when it takes input and must be told of its end.
+struct console *console_create(unsigned timeout, bool own_init);
 // Writes what is left and gives the terminal back as it was.
 void console_destroy(struct console *console);
 
 // From vCPU threads: a byte to show; something may have changed about wanting input.
 void console_output(struct console *console, uint8_t byte);
 void console_wake(struct console *console);
+// The guest's terminal is ready for input held back by own_init.
+void console_open_input(struct console *console);
 
 // Serves the terminal until the machine has ended.
 void console_run(struct console *console, struct machine *machine);

@@ -295,7 +295,10 @@ static void add_string(char **cursor, char *end, const char *text)
 static int pack_orders(struct initramfs *fs, const struct pack_request *request, const char *program)
 {
 	static char *const shell[] = { "-sh", NULL };
-	char *const *arguments = request->arguments ? request->arguments : shell, *const *p;
+	// Commands from a pipe are not for a line editor.
+	static char *const piped_shell[] = { "sh", "-c", "cat | sh", NULL };
+	char *const *arguments = request->arguments ? request->arguments : isatty(STDIN_FILENO) ? shell : piped_shell;
+	char *const *p;
 	size_t size = 128 * 1024;
 	char *orders = malloc(size), *cursor = orders, text[64];
 	struct winsize window = { .ws_row = 24, .ws_col = 80 };

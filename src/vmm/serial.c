@@ -4,7 +4,7 @@
 //
 // Input is put into the receive FIFO only while somebody listens: the receive interrupt is enabled,
 // or the line status is being polled. A kernel that has not yet opened its terminal would otherwise
-// throw away what a pipe had to say.
+// throw away what a pipe had to say. A guest that has raised RTS stops input by dropping it.
 #include "vmm/devices.h"
 #include "vmm/console.h"
 #include "vmm/machine.h"
@@ -34,6 +34,7 @@ enum { REG_DATA, REG_IER, REG_IIR_FCR, REG_LCR, REG_MCR, REG_LSR, REG_MSR, REG_S
 
 #define LCR_DLAB 0x80
 
+#define MCR_RTS  0x02
 #define MCR_OUT2 0x08
 #define MCR_LOOP 0x10
 
@@ -58,6 +59,7 @@ struct serial {
 	uint16_t divisor;
 	bool transmit_interrupt; // pending, until IIR is read or a byte is written
 	bool irq_level;
+	bool rts_used;
 	uint8_t fifo[FIFO_SIZE];
 	unsigned fifo_start, fifo_count;
 	unsigned status_polls;
@@ -258,6 +260,8 @@ static void serial_write(void *opaque, uint16_t offset, uint32_t value32, unsign
 		break;
 	case REG_MCR:
 		serial->mcr = value & 0x1f;
+		serial->rts_used |= value & MCR_RTS && !(value & MCR_LOOP);
+		wake = value & MCR_RTS;
 		serial_update_modem(serial);
 		break;
 	case REG_SCR:
@@ -272,6 +276,8 @@ static void serial_write(void *opaque, uint16_t offset, uint32_t value32, unsign
 
 static bool serial_listens(const struct serial *serial)
 {
+	if (serial->rts_used && !(serial->mcr & MCR_RTS))
+		return false;
 	return !(serial->mcr & MCR_LOOP) && serial->fifo_count < serial_fifo_capacity(serial) &&
 	       ((serial->ier & IER_RECEIVE) || serial->status_polls >= POLLS_MEAN_WAITING);
 }

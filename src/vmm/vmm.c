@@ -136,7 +136,7 @@ int vmm_run(const struct vmm_config *config)
 		kernel_close(&image);
 		return VMM_EXIT_BAD_INPUT;
 	}
-	console = console_create(config->timeout, config->end_of_input_key);
+	console = console_create(config->timeout, config->own_init);
 	if (!console) {
 		kernel_close(&image);
 		return VMM_EXIT_FAILED;

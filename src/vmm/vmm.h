@@ -30,7 +30,7 @@ struct vmm_config {
 	unsigned timeout;            // seconds, 0: none
 	bool no_reboot;              // a reset ends the run
 	bool status_expected;        // ending without a status from the exit port is a failure
-	bool end_of_input_key;       // tell the guest's terminal when standard input ends
+	bool own_init;               // the guest runs our init: see console.h
 };
 
 // Runs a guest to its end, through reboots. Returns the exit status of the command.
