@@ -60,8 +60,13 @@ struct point {
 	u32 code;
 	u16 page_offset; // of the guest instruction in its page
 	u8 length;
-	u8 flags_in_host; // arithmetic flags live in the host's when the instruction itself executes
+	u8 flags;
 };
+#define POINT_FLAGS_IN_HOST 1 // arithmetic flags are in the host's when the instruction itself executes
+#define POINT_SPILLED_SHIFT 4 // bits 7:4: host register lent to another guest register; its value is in temp[3]
+
+// Where translated code keeps the guest's registers. H_NONE: in cpu->gpr[].
+extern const u8 jit_home[16];
 
 // A memory access of translated code, for its slow path.
 struct mem_record {
@@ -120,6 +125,7 @@ struct jit {
 
 	// Slow-memory grain
 	bool slow_once;	  // run the next instruction in MODE_SLOWMEM
+	bool single_running; // the block being run is one instruction: come back to the loop behind it
 	u32 slow_active;  // nested begin
 	struct slow_access {
 		u64 linear;
@@ -170,14 +176,18 @@ u32 jit_mode(struct cpu *cpu);
 struct block *jit_get_block(struct cpu *cpu, u32 extra_mode);
 u64 jit_c_call(struct cpu *cpu, u64 record);
 u64 jit_c_call_end(struct cpu *cpu, u64 record);
-u64 jit_c_link(struct cpu *cpu, u64 hole, u64 page_offset);
-u64 jit_c_lookup(struct cpu *cpu, u64 rip);
-u64 jit_c_lookup_indirect(struct cpu *cpu, u64 rip);
+u64 jit_c_link(struct cpu *cpu, u64 page_offset, u64 hole);
+u64 jit_c_lookup(struct cpu *cpu, u64 site, u64 rip);
+u64 jit_c_lookup_indirect(struct cpu *cpu, u64 site, u64 rip);
 u64 jit_c_mem_slow(struct cpu *cpu, u64 record, u64 linear);
 u64 jit_c_slow_begin(struct cpu *cpu, u64 record, u64 linear);
 u64 jit_c_slow_end(struct cpu *cpu, u64 record);
 u64 jit_c_seg_linear(struct cpu *cpu, u64 record, u64 offset);
 u64 jit_c_host_fault(struct cpu *cpu);
+
+// A jump site, as the look-up functions get it: where, and what of it to undo if the target is bad.
+#define SITE(page_offset, kind, pops) ((u32)(page_offset) | (u32)(kind) << 12 | (u32)(pops) << 16)
+enum site_kind { SITE_JMP, SITE_RET, SITE_CALL, SITE_CALL_NO_SS, SITE_RET16, SITE_CALL16, SITE_LENGTH_SHIFT };
 
 // jit_signal.c
 void jit_install_signal_handlers(void);

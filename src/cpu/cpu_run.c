@@ -1,0 +1,737 @@
+// SPDX-License-Identifier: MIT
+// The run loop: requests, pending events, choosing the next block; and what translated code calls.
+//
+// cpu_run() lives on the thread's stack. Exceptions raised anywhere below it come back to its
+// sigsetjmp(); translated code is entered through jit->enter and comes back when it needs the loop.
+#include "base/log.h"
+#include "cpu/fpu.h"
+#include "cpu/guest_access.h"
+#include "cpu/jit.h"
+#include "cpu/mem.h"
+#include "cpu/system.h"
+#include "cpu/transfer.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define SIGNAL_STACK (256u << 10) // below struct cpu: for signals that arrive in translated code
+
+#ifdef CETKVM_SANITIZED
+// The sanitizers' runtimes use vector registers wherever they like: put the guest's away at once.
+#define FROM_TRANSLATED __attribute__((no_sanitize("address", "undefined", "thread"), target("general-regs-only")))
+#define ENTER_C(cpu) cpu_fpu_unload(cpu)
+#else
+#define FROM_TRANSLATED
+#define ENTER_C(cpu) ((void)0)
+#endif
+#define LEAVE_C(cpu) do { if (!(cpu)->fpu_loaded) cpu_fpu_load(cpu); } while (0)
+
+struct cpu *cpu_create(const struct cpu_ops *ops, void *opaque, struct vm_code *vm)
+{
+	size_t size = (sizeof(struct cpu) + 4095) & ~(size_t)4095;
+	u8 *area = mmap(NULL, SIGNAL_STACK + size, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	struct cpu *cpu;
+
+	if (area == MAP_FAILED)
+		return NULL;
+	mprotect(area, 4096, PROT_NONE);
+	cpu = (struct cpu *)(area + SIGNAL_STACK);
+	cpu->ops = ops;
+	cpu->opaque = opaque;
+	if (jit_create(cpu, vm) < 0) {
+		jit_destroy(cpu);
+		munmap(area, SIGNAL_STACK + size);
+		errno = ENOMEM;
+		return NULL;
+	}
+	jit_install_signal_handlers();
+	cpu->linear_bits = 48;
+	cpu_reset(cpu, false);
+	tlb_flush_all(cpu);
+	cpu->jit->mode_stale = true;
+	return cpu;
+}
+
+void cpu_destroy(struct cpu *cpu)
+{
+	size_t size = (sizeof(struct cpu) + 4095) & ~(size_t)4095;
+
+	jit_destroy(cpu);
+	munmap((u8 *)cpu - SIGNAL_STACK, SIGNAL_STACK + size);
+}
+
+// ---- leaving the current instruction ----
+
+static void unwind(struct cpu *cpu) __attribute__((noreturn));
+static void unwind(struct cpu *cpu)
+{
+	BUG_ON(!cpu->unwind);
+	siglongjmp(*cpu->unwind, 1);
+}
+
+void cpu_abort(struct cpu *cpu, enum cpu_exit exit)
+{
+	cpu->exit = exit;
+	unwind(cpu);
+}
+
+static void raise_event(struct cpu *cpu, enum vector vector, bool has_error, u32 error, u64 payload)
+{
+	cpu->event = (struct pending_event){ .valid = true, .vector = vector, .has_error = has_error,
+					     .error = error, .payload = payload };
+	unwind(cpu);
+}
+
+void cpu_raise(struct cpu *cpu, enum vector vector)
+{
+	raise_event(cpu, vector, false, 0, 0);
+	__builtin_unreachable();
+}
+
+void cpu_raise_error(struct cpu *cpu, enum vector vector, u32 error)
+{
+	raise_event(cpu, vector, true, error, 0);
+	__builtin_unreachable();
+}
+
+void cpu_raise_pf(struct cpu *cpu, u64 linear, u32 error)
+{
+	raise_event(cpu, VECTOR_PF, true, error, linear);
+	__builtin_unreachable();
+}
+
+void cpu_check_ops(struct cpu *cpu, enum cpu_ops_result result)
+{
+	if (result == CPU_OPS_GP)
+		cpu_gp0(cpu);
+	if (result == CPU_OPS_EXIT)
+		cpu_abort(cpu, CPU_EXIT_OPS);
+}
+
+// ---- mode ----
+
+void cpu_mode_changed(struct cpu *cpu)
+{
+	if (cpu->jit)
+		cpu->jit->mode_stale = true;
+}
+
+static bool flat(const struct segment *s)
+{
+	// Readable and writable data, expand-up, 4 GiB.
+	return s->base == 0 && s->limit == 0xffffffff && !(s->attributes & SEG_UNUSABLE) &&
+	       (s->attributes & (SEG_P | SEG_S)) == (SEG_P | SEG_S) && (s->attributes & 0xe) == 2;
+}
+
+static u32 compute_mode(struct cpu *cpu)
+{
+	u32 cs = cpu->seg[SEG_CS].attributes, mode = cpu->cpl << 2;
+	bool pe = cpu->cr0 & CR0_PE, v86 = cpu->rflags & FLAG_VM;
+
+	if (cpu->efer & EFER_LMA)
+		mode |= MODE_LONG;
+	if ((mode & MODE_LONG) && (cs & SEG_L))
+		mode |= 2;
+	else if (cs & SEG_DB)
+		mode |= 1;
+	if (cpu->seg[SEG_SS].attributes & SEG_DB)
+		mode |= MODE_SS32;
+	if (pe)
+		mode |= MODE_PE;
+	if (v86)
+		mode |= MODE_V86;
+	if (!MODE_64(mode)) {
+		static const struct { u8 seg; u32 bit; } segs[] = {
+			{ SEG_ES, MODE_FLAT_ES }, { SEG_SS, MODE_FLAT_SS }, { SEG_DS, MODE_FLAT_DS },
+			{ SEG_FS, MODE_FLAT_FS }, { SEG_GS, MODE_FLAT_GS },
+		};
+
+		for (unsigned i = 0; i < 5; i++)
+			if (flat(&cpu->seg[segs[i].seg]))
+				mode |= segs[i].bit;
+		if (cpu->seg[SEG_CS].base == 0 && cpu->seg[SEG_CS].limit == 0xffffffff)
+			mode |= MODE_FLAT_CS;
+	}
+	mode |= (cpu->cr0 & CR0_EM ? MODE_EM : 0) | (cpu->cr0 & CR0_TS ? MODE_TS : 0) |
+		(cpu->cr0 & CR0_MP ? MODE_MP : 0) | (cpu->cr4 & CR4_OSFXSR ? MODE_OSFXSR : 0);
+	if ((cpu->cr4 & CR4_OSXSAVE) && (cpu->xcr0 & 6) == 6)
+		mode |= MODE_AVX;
+	if (cpu->cr4 & CR4_CET) {
+		u64 cet = cpu->cpl == 3 ? cpu->u_cet : cpu->s_cet;
+
+		if (cet_shadow_stack_enabled(cpu, cpu->cpl))
+			mode |= MODE_SHSTK;
+		if (cet_endbranch_enabled(cpu, cpu->cpl)) {
+			mode |= MODE_IBT;
+			if (cet & CET_WAIT)
+				mode |= MODE_WAIT;
+			if (cet & CET_SUPPRESS)
+				mode |= MODE_SUPPRESS;
+			if (cet & CET_NO_TRACK_EN)
+				mode |= MODE_NOTRACK_EN;
+		}
+	}
+	if (cpu->cpl == 3 && (cpu->cr0 & CR0_AM) && (cpu->rflags & FLAG_AC))
+		mode |= MODE_ALIGN | MODE_SINGLE | MODE_SLOWMEM;
+	return mode;
+}
+
+u32 jit_mode(struct cpu *cpu)
+{
+	struct jit *jit = cpu->jit;
+
+	if (jit->mode_stale) {
+		jit->mode = compute_mode(cpu);
+		jit->mode_stale = false;
+	}
+	return jit->mode;
+}
+
+// ---- finding blocks ----
+
+struct block *jit_get_block(struct cpu *cpu, u32 mode)
+{
+	struct jit *jit = cpu->jit;
+	u64 linear = cpu->rip, gpa, gpa2;
+	struct block *b;
+	u8 *page;
+
+	if (MODE_64(mode)) {
+		if (!cpu_canonical(cpu, linear))
+			cpu_gp0(cpu);
+	} else {
+		if (linear > cpu->seg[SEG_CS].limit)
+			cpu_gp0(cpu);
+		linear = (u32)(linear + cpu->seg[SEG_CS].base);
+	}
+	page = mem_code_page(cpu, linear & ~0xfffull, &gpa);
+	if (!page)
+		cpu_abort(cpu, CPU_EXIT_EMULATION);
+	gpa = (gpa & ~0xfffull) | (linear & 0xfff);
+	cpu->rip_base = cpu->rip - (linear & 0xfff);
+	jit->stat_lookups++;
+	b = jit_find(jit, gpa, mode);
+	if (b && b->gpa2) {
+		u64 next = (linear & ~0xfffull) + 4096;
+
+		if (!mem_code_page(cpu, MODE_64(mode) ? next : (u32)next, &gpa2))
+			cpu_abort(cpu, CPU_EXIT_EMULATION);
+		if ((gpa2 & ~0xfffull) != b->gpa2)
+			b->dead = true, b = NULL;
+	}
+	if (!b) {
+		cpu_fpu_unload(cpu);
+		b = jit_translate(cpu, page, gpa, mode);
+	}
+	return b;
+}
+
+// Jumps by address are cached for one mode per privilege class.
+static void enter_mode(struct cpu *cpu, u32 mode)
+{
+	struct jit *jit = cpu->jit;
+	unsigned class = MODE_CPL_OF(mode) == 3;
+
+	if (jit->jump_mode[class] == mode || (mode & (MODE_WAIT | MODE_SINGLE | MODE_SLOWMEM)))
+		return;
+	memset(cpu->jump[class], 0xff, sizeof(cpu->jump[class]));
+	memset(cpu->jump_ibt[class], 0xff, sizeof(cpu->jump_ibt[class]));
+	jit->jump_mode[class] = mode;
+}
+
+static u64 block_entry(struct jit *jit, const struct block *b)
+{
+	return (u64)jit->rx + b->code;
+}
+
+static struct jump_entry *jump_slot(struct cpu *cpu, unsigned class, u64 rip)
+{
+	return &cpu->jump[class][(u32)((u32)rip * 0x9e3779b1u) >> (32 - JUMP_BITS)];
+}
+
+static bool may_cache_jump(struct cpu *cpu, const struct block *b, u32 mode)
+{
+	if (b->gpa2 || (mode & (MODE_WAIT | MODE_SINGLE | MODE_SLOWMEM)))
+		return false;
+	if (!MODE_64(mode) && !((mode & MODE_SIZE) == 1 && (mode & MODE_FLAT_CS)))
+		return false;
+	// A CR3 switch empties the user's table; the supervisor's only when it has to.
+	if (MODE_CPL_OF(mode) != 3)
+		cpu->jit->kernel_jump_local |= true;
+	return true;
+}
+
+static bool must_leave(struct cpu *cpu)
+{
+	return cpu->request || cpu->jit->single_running;
+}
+
+// Where to go on in translated code at cpu->rip; 0: back to the run loop.
+static u64 go_on(struct cpu *cpu)
+{
+	struct jit *jit = cpu->jit;
+	unsigned class = cpu->cpl == 3;
+	u32 mode;
+	struct block *b;
+	struct jump_entry *slot;
+
+	if (must_leave(cpu))
+		return 0;
+	mode = jit_mode(cpu);
+	if (mode & (MODE_SINGLE | MODE_SLOWMEM))
+		return 0;
+	enter_mode(cpu, mode);
+	slot = jump_slot(cpu, class, cpu->rip);
+	if (slot->rip == cpu->rip && jit->jump_mode[class] == mode) {
+		cpu->rip_base = cpu->rip & ~0xfffull;
+		LEAVE_C(cpu);
+		return slot->entry;
+	}
+	b = jit_get_block(cpu, mode);
+	if (may_cache_jump(cpu, b, mode))
+		*slot = (struct jump_entry){ cpu->rip, block_entry(jit, b) };
+	LEAVE_C(cpu);
+	return block_entry(jit, b);
+}
+
+// ---- called from translated code ----
+
+static void locate(struct cpu *cpu, unsigned page_offset, unsigned length)
+{
+	cpu->rip = cpu->rip_base + page_offset;
+	cpu->next_rip = cpu->rip + length;
+	if (!cpu_64bit(cpu)) {
+		cpu->rip = (u32)cpu->rip;
+		cpu->next_rip = (u32)cpu->next_rip;
+		if (!(cpu->seg[SEG_CS].attributes & SEG_DB))
+			cpu->next_rip = (u16)cpu->next_rip;
+	}
+}
+
+static void call_handler(struct cpu *cpu, const struct call_record *r)
+{
+	locate(cpu, r->page_offset, r->length);
+	if (r->unload)
+		cpu_fpu_unload(cpu);
+	cpu->jit->slow_active = 0;
+	r->handler(cpu, &r->insn);
+}
+
+FROM_TRANSLATED u64 jit_c_call(struct cpu *cpu, u64 record)
+{
+	ENTER_C(cpu);
+	call_handler(cpu, &cpu->jit->calls[record]);
+	LEAVE_C(cpu);
+	return 0;
+}
+
+FROM_TRANSLATED u64 jit_c_call_end(struct cpu *cpu, u64 record)
+{
+	ENTER_C(cpu);
+	call_handler(cpu, &cpu->jit->calls[record]);
+	cpu->rip = cpu->next_rip;
+	if ((cpu->rflags & FLAG_RF) && !(cpu->dr7 & 0xff))
+		cpu->rflags &= ~(u64)FLAG_RF;
+	if (cpu->irq_wait && (cpu->rflags & FLAG_IF))
+		cpu_request(cpu, REQ_IRQ);
+	if (cpu->rflags & FLAG_TF || cpu->interrupt_shadow || cpu->halted)
+		cpu_request(cpu, REQ_EVENT);
+	return go_on(cpu);
+}
+
+FROM_TRANSLATED u64 jit_c_link(struct cpu *cpu, u64 page_offset, u64 hole)
+{
+	struct jit *jit = cpu->jit;
+	u32 flushes = jit->stat_flushes, mode;
+	struct block *b;
+
+	ENTER_C(cpu);
+	locate(cpu, page_offset, 0);
+	if (must_leave(cpu))
+		return 0;
+	mode = jit_mode(cpu);
+	b = jit_get_block(cpu, mode);
+	// The jump may be patched if the block it is in is still there.
+	if (jit->stat_flushes == flushes && !b->gpa2)
+		e_fill_hole(jit->rw + hole, jit->rw + b->code);
+	LEAVE_C(cpu);
+	return block_entry(jit, b);
+}
+
+// The target of a near branch is no address: the fault is the branch's, undone.
+static void check_target(struct cpu *cpu, u64 site, u64 rip)
+{
+	unsigned kind = site >> 12 & 15, pops = site >> 16, slot = cpu_64bit(cpu) ? 8 : 4;
+	bool bad = cpu_64bit(cpu) ? !cpu_canonical(cpu, rip) : rip > cpu->seg[SEG_CS].limit;
+	u64 delta = kind == SITE_RET ? -(u64)pops : kind == SITE_JMP ? 0 : pops;
+
+	if (!bad)
+		return;
+	locate(cpu, site & 0xfff, 0);
+	if (cpu_64bit(cpu))
+		cpu->gpr[RSP] += delta;
+	else if (cpu->seg[SEG_SS].attributes & SEG_DB)
+		cpu->gpr[RSP] = (u32)(cpu->gpr[RSP] + delta);
+	else
+		*(u16 *)&cpu->gpr[RSP] += delta;
+	if (kind == SITE_CALL)
+		cpu->ssp += slot;
+	else if (kind == SITE_RET && cet_shadow_stack_enabled(cpu, cpu->cpl))
+		cpu->ssp -= slot;
+	cpu_gp0(cpu);
+}
+
+FROM_TRANSLATED u64 jit_c_lookup(struct cpu *cpu, u64 site, u64 rip)
+{
+	ENTER_C(cpu);
+	check_target(cpu, site, rip);
+	cpu->rip = rip;
+	return go_on(cpu);
+}
+
+FROM_TRANSLATED u64 jit_c_lookup_indirect(struct cpu *cpu, u64 site, u64 rip)
+{
+	struct jit *jit = cpu->jit;
+	unsigned class = cpu->cpl == 3;
+	u32 mode;
+	struct block *b;
+
+	ENTER_C(cpu);
+	check_target(cpu, site, rip);
+	locate(cpu, site & 0xfff, 0);
+	cpu->last_branch_from = cpu->rip;
+	cet_track_indirect(cpu, cpu->cpl, true, false);
+	cpu_mode_changed(cpu);
+	cpu->rip = rip;
+	if (must_leave(cpu))
+		return 0;
+	mode = jit_mode(cpu);
+	if ((mode & MODE_WAIT) && !(mode & (MODE_SINGLE | MODE_SLOWMEM))) {
+		b = jit_get_block(cpu, mode & ~MODE_WAIT);
+		if (b->endbr_entry) {
+			// Branch and ENDBR are one step from here on: nothing can come between.
+			cet_endbranch(cpu, MODE_64(mode));
+			cpu_mode_changed(cpu);
+			enter_mode(cpu, mode & ~MODE_WAIT);
+			if (may_cache_jump(cpu, b, mode & ~MODE_WAIT))
+				cpu->jump_ibt[class][(u32)((u32)rip * 0x9e3779b1u) >> (32 - JUMP_IBT_BITS)] =
+					(struct jump_entry){ rip, block_entry(jit, b) + b->endbr_entry };
+			LEAVE_C(cpu);
+			return block_entry(jit, b) + b->endbr_entry;
+		}
+	}
+	return go_on(cpu);
+}
+
+FROM_TRANSLATED u64 jit_c_seg_linear(struct cpu *cpu, u64 record, u64 offset)
+{
+	const struct mem_record *r = &cpu->jit->mems[record];
+	struct insn insn = { .mem_seg = r->seg, .mem_base = 0xff, .mem_index = 0xff, .mem_disp = offset,
+			     .address_size = 4, .length = r->length };
+	u64 linear;
+
+	ENTER_C(cpu);
+	locate(cpu, r->page_offset, r->length);
+	linear = insn_linear(cpu, &insn, r->size, r->access & ACCESS_WRITE);
+	LEAVE_C(cpu);
+	return linear;
+}
+
+static void check_canonical(struct cpu *cpu, const struct mem_record *r, u64 linear)
+{
+	if (!cpu_64bit(cpu) || (cpu_canonical(cpu, linear) && cpu_canonical(cpu, linear + r->size - 1)))
+		return;
+	if (r->ss)
+		cpu_raise_error(cpu, VECTOR_SS, 0);
+	cpu_gp0(cpu);
+}
+
+FROM_TRANSLATED u64 jit_c_mem_slow(struct cpu *cpu, u64 record, u64 linear)
+{
+	const struct mem_record *r = &cpu->jit->mems[record];
+	void *host;
+
+	ENTER_C(cpu);
+	locate(cpu, r->page_offset, r->length);
+	cpu->jit->stat_mem_slow++;
+	check_canonical(cpu, r, linear);
+	host = mem_host(cpu, linear, r->size, r->access & 0xff);
+	if (!host) {
+		cpu->jit->slow_once = true;
+		unwind(cpu);
+	}
+	LEAVE_C(cpu);
+	return (u64)host;
+}
+
+FROM_TRANSLATED u64 jit_c_slow_begin(struct cpu *cpu, u64 record, u64 linear)
+{
+	struct jit *jit = cpu->jit;
+	const struct mem_record *r = &jit->mems[record];
+	unsigned access = r->access & 0xff;
+	struct slow_access *s;
+
+	ENTER_C(cpu);
+	locate(cpu, r->page_offset, r->length);
+	check_canonical(cpu, r, linear);
+	BUG_ON(jit->slow_active == 4);
+	s = &jit->slow[jit->slow_active++];
+	s->linear = linear;
+	s->record = record;
+	if ((jit_mode(cpu) & MODE_ALIGN) && !(access & ACCESS_SS) && r->size <= 8 && (linear & (r->size - 1)) &&
+	    (r->size & (r->size - 1)) == 0)
+		cpu_raise_error(cpu, VECTOR_AC, 0);
+	u8 *buffer = s->buffer + (linear & 63);
+	if (access & ACCESS_WRITE)
+		mem_probe_write(cpu, linear, r->size, access);
+	if (!(access & ACCESS_WRITE) || (r->access & 0x100))
+		mem_read(cpu, linear, buffer, r->size, access & ~(unsigned)ACCESS_WRITE);
+	if (!jit->saved_valid) {
+		memcpy(jit->saved_gpr, cpu->gpr, sizeof(jit->saved_gpr));
+		jit->saved_arith = cpu->arith;
+		jit->saved_valid = true;
+	}
+	LEAVE_C(cpu);
+	return (u64)buffer;
+}
+
+FROM_TRANSLATED u64 jit_c_slow_end(struct cpu *cpu, u64 record)
+{
+	struct jit *jit = cpu->jit;
+	const struct mem_record *r = &jit->mems[record];
+	struct slow_access *s = NULL;
+	u64 gpr[16];
+	u32 arith;
+
+	ENTER_C(cpu);
+	locate(cpu, r->page_offset, r->length);
+	for (unsigned i = 0; i < jit->slow_active; i++)
+		if (jit->slow[i].record == record)
+			s = &jit->slow[i];
+	BUG_ON(!s);
+	// The write may leave for user space: then the instruction has not happened yet.
+	memcpy(gpr, cpu->gpr, sizeof(gpr));
+	arith = cpu->arith;
+	memcpy(cpu->gpr, jit->saved_gpr, sizeof(gpr));
+	cpu->arith = jit->saved_arith;
+	mem_write(cpu, s->linear, s->buffer + (s->linear & 63), r->size, r->access & 0xff);
+	memcpy(cpu->gpr, gpr, sizeof(gpr));
+	cpu->arith = arith;
+	LEAVE_C(cpu);
+	return 0;
+}
+
+// A signal in translated code, as the guest's or the client's fault. Never returns.
+FROM_TRANSLATED u64 jit_c_host_fault(struct cpu *cpu)
+{
+	struct jit *jit = cpu->jit;
+	struct block *b = jit_block_of_pc(jit, jit->fault_pc);
+	struct point *p = b ? jit_point_of_pc(jit, b, jit->fault_pc) : NULL;
+
+	ENTER_C(cpu);
+	BUG_ON(!p);
+	locate(cpu, p->page_offset, p->length);
+	if (p->flags >> POINT_SPILLED_SHIFT)
+		for (unsigned g = 0; g < 16; g++)
+			if (jit_home[g] == p->flags >> POINT_SPILLED_SHIFT)
+				cpu->gpr[g] = cpu->temp[3];
+	if (p->flags & POINT_FLAGS_IN_HOST)
+		cpu_set_arith(cpu, jit->fault_flags);
+	switch (jit->fault_trap) {
+	case VECTOR_DE:
+		cpu_raise(cpu, VECTOR_DE);
+	case VECTOR_UD:
+		cpu_ud(cpu);
+	case VECTOR_GP:
+		cpu_gp0(cpu);
+	case VECTOR_MF:
+		cpu_raise(cpu, VECTOR_MF);
+	case VECTOR_XM:
+		cpu_raise(cpu, cpu->cr4 & CR4_OSXMMEXCPT ? VECTOR_XM : VECTOR_UD);
+	default:
+		cpu->fault_hva = jit->fault_address;
+		cpu_abort(cpu, CPU_EXIT_FAULT);
+	}
+}
+
+u64 jit_guest_rip_of_host(struct cpu *cpu, u64 host_pc)
+{
+	struct block *b = jit_block_of_pc(cpu->jit, host_pc);
+	struct point *p = b ? jit_point_of_pc(cpu->jit, b, host_pc) : NULL;
+
+	return p ? cpu->rip_base + p->page_offset : 0;
+}
+
+// ---- the loop ----
+
+// Handles requests. False: leave cpu_run() with cpu->exit.
+static bool serve_requests(struct cpu *cpu)
+{
+	u32 request = __atomic_exchange_n(&cpu->request, 0, __ATOMIC_SEQ_CST);
+	bool shadow = cpu->interrupt_shadow;
+
+	if (request & REQ_CODE)
+		jit_handle_code_requests(cpu);
+	if (request & REQ_TLB_FLUSH) {
+		tlb_flush_all(cpu);
+		jit_flush(cpu); // guest-physical addresses may mean other memory now
+	}
+	if (request & REQ_KICK) {
+		cpu_request(cpu, request & ~(u32)(REQ_KICK | REQ_CODE | REQ_TLB_FLUSH));
+		cpu->exit = CPU_EXIT_KICK;
+		return false;
+	}
+	if ((request & REQ_TIMER) && cpu->ops->timer)
+		cpu->ops->timer(cpu->opaque);
+	if (request & REQ_INIT_SIPI) {
+		if (!cpu->ops->init_sipi(cpu->opaque)) {
+			cpu_request(cpu, request & REQ_IRQ);
+			cpu->exit = CPU_EXIT_OPS;
+			return false;
+		}
+		return true;
+	}
+	if (cpu->nmi_pending && !cpu->nmi_masked && !shadow) {
+		cpu->nmi_pending--;
+		cpu->halted = false;
+		cpu->nmi_masked = true;
+		if (cpu->nmi_pending || (request & REQ_IRQ))
+			cpu_request(cpu, REQ_IRQ);
+		event_deliver(cpu, VECTOR_NMI, EVENT_NMI, false, 0);
+		return true;
+	}
+	if ((request & REQ_IRQ) || cpu->irq_wait) {
+		if ((cpu->rflags & FLAG_IF) && !shadow) {
+			int vector = cpu->ops->interrupt(cpu->opaque, true);
+
+			cpu->irq_wait = 0;
+			if (vector >= 0) {
+				cpu->halted = false;
+				cpu_request(cpu, REQ_IRQ); // there may be another one
+				event_deliver(cpu, vector, EVENT_EXTERNAL, false, 0);
+			}
+		} else {
+			cpu->irq_wait = cpu->ops->interrupt(cpu->opaque, false) >= 0;
+		}
+	}
+	return true;
+}
+
+static void debug_trace(struct cpu *cpu)
+{
+	ZydisDisassembledInstruction d;
+	char text[128] = "?";
+	u8 bytes[15] = { 0 };
+	u64 linear = cpu->rip + (cpu_64bit(cpu) ? 0 : cpu->seg[SEG_CS].base), gpa;
+	u8 *page = mem_code_page(cpu, linear & ~0xfffull, &gpa);
+
+	cpu_fpu_unload(cpu);
+	if (page)
+		memcpy(bytes, page + (linear & 0xfff), 4096 - (linear & 0xfff) < 15 ? 4096 - (linear & 0xfff) : 15);
+	if (ZYAN_SUCCESS(ZydisDisassembleIntel(cpu_64bit(cpu) ? ZYDIS_MACHINE_MODE_LONG_64 :
+		cpu->seg[SEG_CS].attributes & SEG_DB ? ZYDIS_MACHINE_MODE_LEGACY_32 : ZYDIS_MACHINE_MODE_LEGACY_16,
+		cpu->rip, bytes, 15, &d)))
+		snprintf(text, sizeof(text), "%s", d.text);
+	fprintf(stderr, "%016lx %-40s a=%lx c=%lx d=%lx b=%lx sp=%lx bp=%lx si=%lx di=%lx 8=%lx 9=%lx 10=%lx 11=%lx 12=%lx 13=%lx 14=%lx 15=%lx f=%lx ssp=%lx\n",
+		cpu->rip, text, cpu->gpr[0], cpu->gpr[1], cpu->gpr[2], cpu->gpr[3], cpu->gpr[4], cpu->gpr[5],
+		cpu->gpr[6], cpu->gpr[7], cpu->gpr[8], cpu->gpr[9], cpu->gpr[10], cpu->gpr[11], cpu->gpr[12],
+		cpu->gpr[13], cpu->gpr[14], cpu->gpr[15], cpu_rflags(cpu), cpu->ssp);
+}
+
+static int debug_tracing = -1;
+
+typedef u64 enter_function(struct cpu *cpu, const u8 *entry);
+
+// Runs blocks until something needs the loop.
+static void run_blocks(struct cpu *cpu)
+{
+	struct jit *jit = cpu->jit;
+	u32 mode = jit_mode(cpu);
+	bool step = cpu->rflags & FLAG_TF, shadow = cpu->interrupt_shadow;
+	bool single = cpu->single_grain || step || shadow || jit->slow_once ||
+		      (mode & (MODE_SINGLE | MODE_SLOWMEM));
+	struct block *b;
+
+	if (debug_tracing > 0) {
+		single = true;
+		debug_trace(cpu);
+	}
+	if (jit->slow_once)
+		mode |= MODE_SLOWMEM;
+	if (single)
+		mode |= MODE_SINGLE;
+	jit->slow_once = false;
+	jit->single_running = single;
+	jit->slow_active = 0;
+	jit->saved_valid = false;
+	b = jit_get_block(cpu, mode);
+	enter_mode(cpu, mode);
+	cpu->interrupt_shadow = cpu->mov_ss_shadow = false;
+	if (!cpu->fpu_loaded)
+		cpu_fpu_load(cpu);
+	((enter_function *)jit->enter)(cpu, jit->rx + b->code);
+	ENTER_C(cpu);
+	jit->single_running = false;
+	if (!cpu_64bit(cpu))
+		cpu->rip = (u32)cpu->rip;
+	if (single && (cpu->rflags & FLAG_RF) && !(cpu->dr7 & 0xff))
+		cpu->rflags &= ~(u64)FLAG_RF;
+	if (step) {
+		cpu->dr6 |= 1u << 14; // BS
+		cpu->event = (struct pending_event){ .valid = true, .vector = VECTOR_DB, .payload = 1u << 14 };
+	}
+}
+
+enum cpu_exit cpu_run(struct cpu *cpu)
+{
+	struct jit *jit = cpu->jit;
+	sigjmp_buf buf;
+
+	if (debug_tracing < 0)
+		debug_tracing = getenv("CETKVM_DEBUG_TRACE") ? 1 : 0;
+	cpu->exit = 0;
+	cpu->unwind = &buf;
+	jit_running = cpu;
+	__atomic_store_n(&jit->in_guest, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&jit->flush_requested, __ATOMIC_SEQ_CST))
+		cpu_request(cpu, REQ_CODE);
+	cpu_fpu_enter(cpu);
+	if (sigsetjmp(buf, 0)) {
+		ENTER_C(cpu);
+		jit->single_running = false;
+	}
+	while (!cpu->exit) {
+		if (cpu->event.valid) {
+			cpu->halted = false;
+			if (!event_deliver_pending(cpu)) {
+				cpu->exit = CPU_EXIT_SHUTDOWN;
+				break;
+			}
+			continue;
+		}
+		if ((cpu->request || (cpu->irq_wait && (cpu->rflags & FLAG_IF))) && !jit->slow_once) {
+			cpu->delivering = 0;
+			if (!serve_requests(cpu))
+				break;
+			if (cpu->event.valid)
+				continue;
+		}
+		if (cpu->halted) {
+			cpu->exit = CPU_EXIT_HLT;
+			break;
+		}
+		cpu->delivering = 0;
+		run_blocks(cpu);
+	}
+	jit->stat_exits++;
+	cpu_fpu_leave(cpu);
+	__atomic_store_n(&jit->in_guest, 0, __ATOMIC_SEQ_CST);
+	jit_running = NULL;
+	cpu->unwind = NULL;
+	return cpu->exit;
+}

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: MIT
+// One block: decode guest instructions until something ends it, and emit code for each.
+//
+// A block stays in one guest page (an instruction that crosses into the next page is a block of its
+// own), begins with a look at the request word, and leaves by chained jumps, look-ups or C. A
+// conditional jump that is not taken stays inside the block.
+#include "base/log.h"
+#include "cpu/fpu.h"
+#include "cpu/jit_translate.h"
+#include "cpu/mem.h"
+#include "cpu/transfer.h"
+
+#include <string.h>
+
+static void raise_ud(struct cpu *cpu, const struct insn *insn) { cpu_ud(cpu); }
+static void raise_nm(struct cpu *cpu, const struct insn *insn) { cpu_raise(cpu, VECTOR_NM); }
+static void raise_gp(struct cpu *cpu, const struct insn *insn) { cpu_gp0(cpu); }
+
+static void missing_endbranch(struct cpu *cpu, const struct insn *insn)
+{
+	cet_missing_endbranch(cpu);
+	cpu_mode_changed(cpu);
+	cpu->next_rip = cpu->rip; // allowed by the bitmap: now execute it
+}
+
+void endbranch_handler(struct cpu *cpu, const struct insn *insn);
+
+void tr_call(struct translation *t, insn_handler *handler, unsigned flags)
+{
+	struct call_record *r = &t->jit->calls[t->jit->call_count];
+
+	tr_save_flags(t);
+	*r = (struct call_record){ .handler = handler, .page_offset = t->page_offset,
+				   .length = t->zi.length, .end = flags & INSN_END,
+				   .unload = flags & INSN_UNLOAD_FPU };
+	jit_decode_insn(&t->zi, t->op, &r->insn);
+	r->insn.row = insn_row_in_c(t->zi.mnemonic);
+	e_mov_imm32(&t->e, H_RAX, t->jit->call_count++);
+	if (flags & INSN_END) {
+		e_jmp(&t->e, t->jit->call_c_end);
+		t->done = true;
+	} else {
+		e_call(&t->e, t->jit->call_c);
+		t->flags = FLAGS_MEM;
+	}
+}
+
+void tr_raise(struct translation *t, enum vector vector)
+{
+	tr_call(t, vector == VECTOR_NM ? raise_nm : vector == VECTOR_GP ? raise_gp : raise_ud, INSN_END);
+}
+
+// #UD and #NM that follow from control registers and CPUID, known at translation time. True: raised.
+static bool refused(struct translation *t, const struct insn_row *row)
+{
+	bool vex = t->zi.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
+	unsigned vector = 0;
+
+	if (!guest_has(t->cpu, row->feature))
+		vector = VECTOR_UD;
+	else if (vex && (!(t->mode & MODE_PE) || (t->mode & MODE_V86)))
+		vector = VECTOR_UD;
+	else if ((row->flags & INSN_AVX) && !(t->mode & MODE_AVX))
+		vector = VECTOR_UD;
+	else if ((row->flags & INSN_SSE) && ((t->mode & MODE_EM) || !(t->mode & MODE_OSFXSR)))
+		vector = VECTOR_UD;
+	else if (row->flags & INSN_FPU) {
+		bool mmx = t->zi.meta.isa_ext == ZYDIS_ISA_EXT_MMX;
+
+		if (mmx && (t->mode & MODE_EM))
+			vector = VECTOR_UD;
+		else if (t->zi.mnemonic == ZYDIS_MNEMONIC_FWAIT)
+			vector = (t->mode & MODE_MP) && (t->mode & MODE_TS) ? VECTOR_NM : 0;
+		else if (t->mode & (MODE_EM | MODE_TS))
+			vector = VECTOR_NM;
+	}
+	if (!vector && (row->flags & (INSN_SSE | INSN_AVX)) && (t->mode & MODE_TS))
+		vector = VECTOR_NM;
+	if (!vector)
+		return false;
+	tr_raise(t, vector);
+	return true;
+}
+
+// BT, BTS, BTR, BTC m, r address a bit string: the bit offset selects memory far from the operand.
+static void bit_string(struct translation *t)
+{
+	struct emit *e = &t->e;
+	unsigned size = t->zi.operand_width / 8;
+	bool high;
+	int g = tr_gpr(t->op[1].reg.value, &high);
+	unsigned access = t->zi.mnemonic == ZYDIS_MNEMONIC_BT ? 0 : ACCESS_WRITE | ACCESS_RMW_READS;
+
+	tr_save_flags(t);
+	tr_address(t, &t->op[0]);
+	// T1 = sign-extended offset / (8 * size) * size
+	if (jit_home[g] == H_NONE)
+		e_load(e, H_T1, OFF_GPR(g));
+	else
+		e_mov_rr(e, H_T1, jit_home[g]);
+	if (size == 2)
+		e4(e, 0xc0bf0f48); // movsx rax, ax
+	else if (size == 4)
+		e3(e, 0x48, 0x63, 0xc0); // movsxd rax, eax
+	e4(e, 0x03f8c148);		 // sar rax, 3
+	e_alu_imm(e, true, 4, H_T1, -(int)size);
+	e_op_rr(e, true, 0x03, H_T0, H_T1);
+	if (t->zi.address_width == 32)
+		e_mov32_rr(e, H_T0, H_T0);
+	else if (t->zi.address_width == 16)
+		e3(e, 0x0f, 0xb7, 0xff);
+	t->flags = FLAGS_MEM;
+	tr_access(t, access, size, tr_segment(t->op[0].mem.segment));
+	if (jit_home[g] == H_NONE)
+		e_load(e, H_T1, OFF_GPR(g));
+	else
+		e_mov_rr(e, H_T1, jit_home[g]);
+	e_alu_imm(e, false, 4, H_T1, size * 8 - 1);
+	if (t->zi.attributes & ZYDIS_ATTRIB_HAS_LOCK)
+		e1(e, 0xf0);
+	if (size == 2)
+		e1(e, 0x66);
+	e_rex(e, size == 8, H_T1, 0, H_T0, false);
+	e2(e, 0x0f, t->zi.opcode);
+	e_modrm_mem(e, H_T1, H_T0, 0);
+	// CF is the only flag it changes.
+	e3(e, 0x0f, 0x92, 0xc0); // setc al
+	e1(e, 0x80);
+	e_modrm_mem(e, 4, H_RSP, OFF(arith) + 1);
+	e1(e, 0xfe);
+	e1(e, 0x08); // or [arith + 1], al
+	e_modrm_mem(e, 0, H_RSP, OFF(arith) + 1);
+	tr_access_done(t);
+}
+
+static bool is_bit_string(const struct translation *t)
+{
+	switch (t->zi.mnemonic) {
+	case ZYDIS_MNEMONIC_BT:
+	case ZYDIS_MNEMONIC_BTS:
+	case ZYDIS_MNEMONIC_BTR:
+	case ZYDIS_MNEMONIC_BTC:
+		return t->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY && t->op[1].type == ZYDIS_OPERAND_TYPE_REGISTER;
+	default:
+		return false;
+	}
+}
+
+static void translate_insn(struct translation *t)
+{
+	const struct insn_row *row = insn_row_of(&t->zi);
+
+	if (!row) {
+		tr_raise(t, VECTOR_UD);
+		return;
+	}
+	if (refused(t, row))
+		return;
+	switch (row->kind) {
+	case INSN_COPY:
+		if (is_bit_string(t))
+			bit_string(t);
+		else
+			tr_copy(t);
+		return;
+	case INSN_GEN:
+		if (tr_generate(t))
+			return;
+		row = insn_row_in_c(t->zi.mnemonic);
+		if (!row || !row->handler) {
+			tr_raise(t, VECTOR_UD);
+			return;
+		}
+		// fall through
+	default:
+		// In C. What repeats or may change RIP ends the block.
+		tr_call(t, row->handler, row->flags | (t->zi.attributes &
+			(ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE) ? INSN_END : 0));
+		return;
+	}
+}
+
+// What the tracker says to the first instruction behind a tracked branch.
+static bool translate_waiting(struct translation *t, bool decoded)
+{
+	bool right = decoded && t->zi.mnemonic == (MODE_64(t->mode) ? ZYDIS_MNEMONIC_ENDBR64 : ZYDIS_MNEMONIC_ENDBR32);
+
+	if (decoded && (t->zi.mnemonic == ZYDIS_MNEMONIC_INT3 || t->zi.mnemonic == ZYDIS_MNEMONIC_INT1))
+		return false;
+	if (!decoded)
+		t->zi.length = 1;
+	tr_call(t, right ? endbranch_handler : missing_endbranch, INSN_END);
+	return true;
+}
+
+static void init_decoder(ZydisDecoder *decoder, u32 mode)
+{
+	switch (mode & MODE_SIZE) {
+	case 2:
+		ZydisDecoderInit(decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+		break;
+	case 1:
+		ZydisDecoderInit(decoder, ZYDIS_MACHINE_MODE_LEGACY_32,
+				 mode & MODE_SS32 ? ZYDIS_STACK_WIDTH_32 : ZYDIS_STACK_WIDTH_16);
+		break;
+	default:
+		ZydisDecoderInit(decoder, ZYDIS_MACHINE_MODE_LEGACY_16,
+				 mode & MODE_SS32 ? ZYDIS_STACK_WIDTH_32 : ZYDIS_STACK_WIDTH_16);
+		break;
+	}
+	ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
+}
+
+struct fetch {
+	u8 bytes[32]; // of an instruction at the page's end, with those of the next page
+	const u8 *at;
+	unsigned available;
+	u64 gpa2;
+};
+
+// The bytes at `offset` of the page; those of the next page too, if `both`. False: the next page
+// holds no code that can be fetched.
+static void fetch(struct cpu *cpu, const u8 *page, unsigned offset, bool both, struct fetch *f)
+{
+	f->at = page + offset;
+	f->available = 4096 - offset;
+	f->gpa2 = 0;
+	if (!both)
+		return;
+	u64 linear = cpu->rip + (cpu_64bit(cpu) ? 0 : cpu->seg[SEG_CS].base);
+	u64 next_page = (linear & ~0xfffull) + 4096;
+	u8 *second;
+
+	if (!cpu_64bit(cpu))
+		next_page = (u32)next_page;
+	second = mem_code_page(cpu, next_page, &f->gpa2);
+	if (!second)
+		cpu_abort(cpu, CPU_EXIT_EMULATION);
+	f->gpa2 &= ~0xfffull;
+	memcpy(f->bytes, f->at, f->available);
+	memcpy(f->bytes + f->available, second, 16);
+	f->at = f->bytes;
+	f->available += 16;
+}
+
+static ZyanStatus decode(ZydisDecoder *decoder, struct translation *t, const struct fetch *f)
+{
+	t->bytes = f->at;
+	return ZydisDecoderDecodeFull(decoder, f->at, f->available < 15 ? f->available : 15, &t->zi, t->op);
+}
+
+static void begin_point(struct translation *t)
+{
+	t->point = &t->jit->points[t->jit->point_count++];
+	*t->point = (struct point){ .code = t->e.p - t->jit->rw, .page_offset = t->page_offset,
+				    .length = t->zi.length };
+	t->block->points++;
+}
+
+// Translates at cpu->rip, whose page is at `page`. The guest's vector state is put away: Zydis may
+// use vector registers.
+struct block *jit_translate(struct cpu *cpu, u8 *page, u64 gpa, u32 mode)
+{
+	struct translation t = { .cpu = cpu, .jit = cpu->jit, .mode = mode };
+	unsigned offset = gpa & 0xfff, count = 0, limit = mode & (MODE_SINGLE | MODE_SLOWMEM | MODE_WAIT) ? 1 : MAX_INSNS;
+	unsigned first_offset = offset;
+	ZydisDecoder decoder;
+	ZyanStatus status;
+	struct fetch f;
+
+	init_decoder(&decoder, mode);
+	jit_page_gets_code(cpu, gpa);
+	// A first instruction that crosses the page needs the next page, whose fetch may fault: find out
+	// before anything is allocated.
+	fetch(cpu, page, offset, false, &f);
+	status = decode(&decoder, &t, &f);
+	if (status == ZYDIS_STATUS_NO_MORE_DATA) {
+		fetch(cpu, page, offset, true, &f);
+		jit_page_gets_code(cpu, f.gpa2);
+		status = decode(&decoder, &t, &f);
+		limit = 1;
+	}
+	t.block = jit_new_block(cpu, gpa, mode);
+	t.e = (struct emit){ cpu->jit->next, cpu->jit->rw + cpu->jit->size, cpu->jit->rx - cpu->jit->rw };
+	t.block->code = cpu->jit->next - cpu->jit->rw;
+	t.block->gpa2 = f.gpa2;
+	t.flags = FLAGS_MEM;
+	if (!(mode & MODE_SINGLE)) {
+		e_alu_field_imm(&t.e, 7, OFF(request), 0);
+		tr_cold(&t, (struct cold){ .kind = COLD_REQUEST, .hole = e_jcc_hole(&t.e, CC_NE),
+					   .target = offset });
+	}
+	for (;;) {
+		bool shadowed = t.sti_shadow;
+
+		t.page_offset = offset;
+		begin_point(&t);
+		if ((mode & MODE_WAIT) && translate_waiting(&t, ZYAN_SUCCESS(status))) {
+			offset += t.zi.length;
+			break;
+		}
+		if (!ZYAN_SUCCESS(status)) {
+			// Instructions that are too long raise #GP, everything else that is none #UD.
+			t.zi = (ZydisDecodedInstruction){ .length = 1 };
+			t.point->length = 1;
+			tr_raise(&t, status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? VECTOR_GP : VECTOR_UD);
+			offset++;
+			break;
+		}
+		translate_insn(&t);
+		offset += t.zi.length;
+		cpu->jit->stat_insns++;
+		if (t.done)
+			break;
+		if (++count == limit || shadowed || offset >= 4096) {
+			tr_goto_offset(&t, offset);
+			break;
+		}
+		fetch(cpu, page, offset, false, &f);
+		status = decode(&decoder, &t, &f);
+		if (status == ZYDIS_STATUS_NO_MORE_DATA) { // crosses the page: a block of its own
+			t.zi.length = 0;
+			t.page_offset = offset;
+			tr_goto_offset(&t, offset);
+			break;
+		}
+	}
+	t.block->length = offset - first_offset;
+	tr_emit_colds(&t);
+	t.block->code_size = t.e.p - (cpu->jit->rw + t.block->code);
+	BUG_ON(t.block->code_size > 64 << 10);
+	cpu->jit->next = t.e.p;
+	jit_publish_block(cpu->jit, t.block);
+	return t.block;
+}

@@ -1,0 +1,463 @@
+// SPDX-License-Identifier: MIT
+// The code cache of a vCPU and the VM-wide knowledge of which pages hold code.
+//
+// The cache is one memory object mapped twice: writable here, executable there; never both in one
+// mapping. Blocks are found by guest-physical address and mode. Direct jumps are chained within a
+// guest page only, so dropping all blocks of a page leaves no chain into them.
+//
+// A page from which somebody translated is not writable through any vCPU's TLB. Before a vCPU reads
+// code bytes it announces itself in the page's `code` mask and has every `writer` drop its writable
+// TLB entries; a writer announces itself before it looks at `code`. One of the two sees the other.
+#include "base/log.h"
+#include "cpu/jit.h"
+#include "cpu/mem.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define CACHE_SIZE (24u << 20)
+#define LEAF_BITS 14
+#define TOP_BITS 18 // guest-physical addresses up to 2^(12+14+18) = 16 TiB
+
+struct page_users {
+	u32 code;   // vCPUs (index mod 32) that translated from the page
+	u32 writer; // vCPUs that may have it writable in a TLB
+};
+
+struct vm_code {
+	struct page_users *top[1 << TOP_BITS];
+	pthread_mutex_t lock; // list of vCPUs; queues
+	struct jit *first;
+	unsigned next_index;
+};
+
+struct vm_code *vm_code_create(void)
+{
+	struct vm_code *vm = mmap(NULL, sizeof(*vm), PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (vm == MAP_FAILED)
+		return NULL;
+	pthread_mutex_init(&vm->lock, NULL);
+	return vm;
+}
+
+void vm_code_destroy(struct vm_code *vm)
+{
+	for (size_t i = 0; i < 1 << TOP_BITS; i++)
+		if (vm->top[i])
+			munmap(vm->top[i], sizeof(struct page_users) << LEAF_BITS);
+	pthread_mutex_destroy(&vm->lock);
+	munmap(vm, sizeof(*vm));
+}
+
+// NULL: out of memory or beyond what is tracked; the page then counts as one that nobody may cache.
+static struct page_users *page_users(struct vm_code *vm, u64 gpa)
+{
+	u64 page = gpa >> 12;
+	struct page_users **slot, *leaf, *fresh;
+
+	if (page >> (LEAF_BITS + TOP_BITS))
+		return NULL;
+	slot = &vm->top[page >> LEAF_BITS];
+	leaf = __atomic_load_n(slot, __ATOMIC_ACQUIRE);
+	if (!leaf) {
+		fresh = mmap(NULL, sizeof(*leaf) << LEAF_BITS, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (fresh == MAP_FAILED)
+			return NULL;
+		if (__atomic_compare_exchange_n(slot, &leaf, fresh, false, __ATOMIC_ACQ_REL,
+						__ATOMIC_ACQUIRE))
+			leaf = fresh;
+		else
+			munmap(fresh, sizeof(*leaf) << LEAF_BITS);
+	}
+	return &leaf[page & ((1 << LEAF_BITS) - 1)];
+}
+
+static void *reserve(size_t bytes)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+int jit_create(struct cpu *cpu, struct vm_code *vm)
+{
+	struct jit *jit = reserve(sizeof(*jit));
+	int fd;
+
+	if (!jit)
+		return -1;
+	cpu->jit = jit;
+	jit->cpu = cpu;
+	jit->vm = vm;
+	jit->size = CACHE_SIZE;
+	fd = memfd_create("cetkvm-code", MFD_CLOEXEC);
+	if (fd < 0 || ftruncate(fd, jit->size) < 0) {
+		if (fd >= 0)
+			close(fd);
+		munmap(jit, sizeof(*jit));
+		return -1;
+	}
+	jit->rw = mmap(NULL, jit->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	jit->rx = mmap(NULL, jit->size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+	close(fd);
+	jit->block_max = 1 << 18;
+	jit->blocks = reserve(jit->block_max * sizeof(*jit->blocks));
+	jit->point_max = 1 << 21;
+	jit->points = reserve(jit->point_max * sizeof(*jit->points));
+	jit->mem_max = 1 << 21;
+	jit->mems = reserve(jit->mem_max * sizeof(*jit->mems));
+	jit->call_max = 1 << 18;
+	jit->calls = reserve(jit->call_max * sizeof(*jit->calls));
+	jit->page_max = 1 << 16;
+	jit->pages = reserve(jit->page_max * sizeof(*jit->pages));
+	if (jit->rw == MAP_FAILED || jit->rx == MAP_FAILED || !jit->blocks || !jit->points ||
+	    !jit->mems || !jit->calls || !jit->pages)
+		return -1; // the VM is about to be torn down by the caller
+	jit_make_thunks(jit);
+	pthread_mutex_lock(&vm->lock);
+	jit->index = vm->next_index++ & 31;
+	jit->vm_next = vm->first;
+	vm->first = jit;
+	pthread_mutex_unlock(&vm->lock);
+	return 0;
+}
+
+void jit_destroy(struct cpu *cpu)
+{
+	struct jit *jit = cpu->jit, **p;
+
+	if (!jit)
+		return;
+	pthread_mutex_lock(&jit->vm->lock);
+	for (p = &jit->vm->first; *p; p = &(*p)->vm_next)
+		if (*p == jit) {
+			*p = jit->vm_next;
+			break;
+		}
+	pthread_mutex_unlock(&jit->vm->lock);
+	munmap(jit->rw, jit->size);
+	munmap((void *)jit->rx, jit->size);
+	munmap(jit->blocks, jit->block_max * sizeof(*jit->blocks));
+	munmap(jit->points, jit->point_max * sizeof(*jit->points));
+	munmap(jit->mems, jit->mem_max * sizeof(*jit->mems));
+	munmap(jit->calls, jit->call_max * sizeof(*jit->calls));
+	munmap(jit->pages, jit->page_max * sizeof(*jit->pages));
+	munmap(jit, sizeof(*jit));
+	cpu->jit = NULL;
+}
+
+static void clear_jumps(struct cpu *cpu, unsigned class)
+{
+	memset(cpu->jump[class], 0xff, sizeof(cpu->jump[class]));
+	memset(cpu->jump_ibt[class], 0xff, sizeof(cpu->jump_ibt[class]));
+}
+
+void jit_clear_jumps(struct cpu *cpu)
+{
+	clear_jumps(cpu, 0);
+	clear_jumps(cpu, 1);
+	cpu->jit->kernel_jump_local = false;
+}
+
+// Called by the TLB's flushes: jumps are cached by linear address.
+void jit_tlb_flushed(struct cpu *cpu, bool global)
+{
+	if (!cpu->jit)
+		return;
+	clear_jumps(cpu, 1);
+	if (global || cpu->jit->kernel_jump_local) {
+		clear_jumps(cpu, 0);
+		cpu->jit->kernel_jump_local = false;
+	}
+}
+
+void jit_tlb_flushed_page(struct cpu *cpu, u64 linear)
+{
+	if (cpu->jit)
+		for (unsigned class = 0; class < 2; class++) {
+			for (unsigned i = 0; i < 1 << JUMP_BITS; i++)
+				if ((cpu->jump[class][i].rip ^ linear) < 4096)
+					cpu->jump[class][i].rip = ~0ull;
+			for (unsigned i = 0; i < 1 << JUMP_IBT_BITS; i++)
+				if ((cpu->jump_ibt[class][i].rip ^ linear) < 4096)
+					cpu->jump_ibt[class][i].rip = ~0ull;
+		}
+}
+
+static u32 hash_block(u64 gpa, u32 mode)
+{
+	return (u32)((gpa * 0x9e3779b97f4a7c15ull ^ mode * 0x85ebca6bull) >> 40) &
+	       ((1 << JIT_HASH_BITS) - 1);
+}
+
+static u32 hash_page(u64 gpa)
+{
+	return (u32)((gpa >> 12) * 0x9e3779b1u) >> (32 - JIT_PAGE_HASH_BITS);
+}
+
+struct block *jit_find(struct jit *jit, u64 gpa, u32 mode)
+{
+	for (u32 n = jit->hash[hash_block(gpa, mode)]; n; n = jit->blocks[n - 1].hash_next) {
+		struct block *b = &jit->blocks[n - 1];
+
+		if (b->gpa == gpa && b->mode == mode && !b->dead)
+			return b;
+	}
+	return NULL;
+}
+
+static struct code_page *find_page(struct jit *jit, u64 gpa, bool make)
+{
+	u32 *head = &jit->page_hash[hash_page(gpa)];
+	struct code_page *page;
+
+	gpa &= ~0xfffull;
+	for (u32 n = *head; n; n = jit->pages[n - 1].next)
+		if (jit->pages[n - 1].gpa == gpa)
+			return &jit->pages[n - 1];
+	if (!make)
+		return NULL;
+	page = &jit->pages[jit->page_count++];
+	*page = (struct code_page){ .gpa = gpa, .next = *head };
+	*head = jit->page_count;
+	return page;
+}
+
+// Forgets every block. Nothing of the cache may be running: callers are in C, and what they return
+// into is either a fresh look-up or an exit.
+void jit_flush(struct cpu *cpu)
+{
+	struct jit *jit = cpu->jit;
+
+	for (u32 i = 0; i < jit->page_count; i++) {
+		struct page_users *users = page_users(jit->vm, jit->pages[i].gpa);
+
+		if (users)
+			__atomic_fetch_and(&users->code, ~(1u << jit->index), __ATOMIC_SEQ_CST);
+	}
+	memset(jit->hash, 0, sizeof(jit->hash));
+	memset(jit->page_hash, 0, sizeof(jit->page_hash));
+	jit->block_count = jit->point_count = jit->mem_count = jit->call_count = 0;
+	jit->page_count = 0;
+	jit->next = jit->first;
+	jit->stat_flushes++;
+	jit_clear_jumps(cpu);
+}
+
+struct block *jit_new_block(struct cpu *cpu, u64 gpa, u32 mode)
+{
+	struct jit *jit = cpu->jit;
+
+	// Room for the largest block: see jit_block.c.
+	if (jit->next + (64 << 10) > jit->rw + jit->size || jit->block_count + 1 >= jit->block_max ||
+	    jit->point_count + 256 >= jit->point_max || jit->mem_count + 1024 >= jit->mem_max ||
+	    jit->call_count + 512 >= jit->call_max || jit->page_count + 2 >= jit->page_max)
+		jit_flush(cpu);
+	struct block *b = &jit->blocks[jit->block_count];
+
+	*b = (struct block){ .gpa = gpa, .mode = mode, .first_point = jit->point_count };
+	return b;
+}
+
+void jit_publish_block(struct jit *jit, struct block *b)
+{
+	u32 *head = &jit->hash[hash_block(b->gpa, b->mode)];
+	struct code_page *page = find_page(jit, b->gpa, true);
+
+	jit->block_count++;
+	b->hash_next = *head;
+	*head = jit->block_count;
+	b->page_next = page->first_block;
+	page->first_block = jit->block_count;
+	// A block that crosses into a second page is checked against that page's list when found
+	// (jit_get_block) and dropped with it through the page's record.
+	if (b->gpa2)
+		find_page(jit, b->gpa2, true);
+	jit->stat_blocks++;
+}
+
+// Blocks lie in the cache in the order of their numbers.
+struct block *jit_block_of_pc(struct jit *jit, u64 pc)
+{
+	u64 offset = pc - (u64)jit->rx;
+	u32 low = 0, high = jit->block_count;
+
+	if (offset >= jit->size)
+		return NULL;
+	while (low < high) {
+		u32 mid = (low + high) / 2;
+		struct block *b = &jit->blocks[mid];
+
+		if (offset < b->code)
+			high = mid;
+		else if (offset >= b->code + b->code_size)
+			low = mid + 1;
+		else
+			return b;
+	}
+	return NULL;
+}
+
+struct point *jit_point_of_pc(struct jit *jit, struct block *b, u64 pc)
+{
+	u32 offset = pc - (u64)jit->rx;
+	struct point *found = NULL;
+
+	for (u32 i = 0; i < b->points; i++) {
+		struct point *p = &jit->points[b->first_point + i];
+
+		if (p->code > offset)
+			break;
+		found = p;
+	}
+	return found;
+}
+
+void jit_invalidate_page(struct cpu *cpu, u64 gpa)
+{
+	struct jit *jit = cpu->jit;
+	struct code_page *page = find_page(jit, gpa, false);
+	struct page_users *users = page_users(jit->vm, gpa);
+
+	if (users)
+		__atomic_fetch_and(&users->code, ~(1u << jit->index), __ATOMIC_SEQ_CST);
+	if (!page)
+		return;
+	for (u32 n = page->first_block; n; n = jit->blocks[n - 1].page_next)
+		jit->blocks[n - 1].dead = true;
+	page->first_block = 0;
+	// Blocks that end in this page but begin in another one.
+	for (u32 i = 0; i < jit->block_count; i++)
+		if (jit->blocks[i].gpa2 == (gpa & ~0xfffull))
+			jit->blocks[i].dead = true;
+	jit_clear_jumps(cpu);
+	// A dead block may be running and chained to itself: have it leave at its next entry.
+	cpu_request(cpu, REQ_EVENT);
+}
+
+static void drop_writable(struct cpu *cpu, u64 gpa)
+{
+	struct tlb_entry *table[] = { cpu->tlb_k, cpu->tlb_ka, cpu->tlb_u, cpu->tlb_ssk, cpu->tlb_ssu };
+	const unsigned size[] = { 1 << TLB_K_BITS, 1 << TLB_KA_BITS, 1 << TLB_U_BITS,
+				  1 << TLB_SS_BITS, 1 << TLB_SS_BITS };
+
+	for (unsigned t = 0; t < 5; t++)
+		for (unsigned i = 0; i < size[t]; i++)
+			if (((table[t][i].gpa ^ gpa) & ~0xfffull) == 0)
+				table[t][i].write = TLB_NONE;
+}
+
+void jit_handle_code_requests(struct cpu *cpu)
+{
+	struct jit *jit = cpu->jit;
+
+	if (!__atomic_exchange_n(&jit->flush_requested, 0, __ATOMIC_SEQ_CST))
+		return;
+	// Which page it is about is not told: rare enough to drop everything by address.
+	jit_flush(cpu);
+	tlb_flush_all(cpu);
+}
+
+// Has the other vCPUs of `mask` drop their translations and writable TLB entries; waits until they
+// have, or are out of guest code.
+static void shake_others(struct cpu *cpu, u32 mask, bool wait)
+{
+	struct jit *jit = cpu->jit;
+
+	pthread_mutex_lock(&jit->vm->lock);
+	for (struct jit *other = jit->vm->first; other; other = other->vm_next)
+		if (other != jit && (mask >> other->index & 1)) {
+			__atomic_store_n(&other->flush_requested, 1, __ATOMIC_SEQ_CST);
+			cpu_request(other->cpu, REQ_CODE);
+		}
+	if (wait)
+		for (struct jit *other = jit->vm->first; other; other = other->vm_next) {
+			if (other == jit || !(mask >> other->index & 1))
+				continue;
+			for (unsigned spin = 0; __atomic_load_n(&other->in_guest, __ATOMIC_SEQ_CST) &&
+			     __atomic_load_n(&other->flush_requested, __ATOMIC_SEQ_CST); spin++) {
+				pthread_mutex_unlock(&jit->vm->lock);
+				jit_handle_code_requests(cpu);
+				if (spin > 100)
+					sched_yield();
+				else
+					__builtin_ia32_pause();
+				pthread_mutex_lock(&jit->vm->lock);
+			}
+		}
+	pthread_mutex_unlock(&jit->vm->lock);
+}
+
+void jit_page_gets_code(struct cpu *cpu, u64 gpa)
+{
+	struct jit *jit = cpu->jit;
+	struct page_users *users = page_users(jit->vm, gpa);
+	u32 own = 1u << jit->index, writers;
+
+	if (!users || (__atomic_load_n(&users->code, __ATOMIC_RELAXED) & own))
+		return;
+	__atomic_fetch_or(&users->code, own, __ATOMIC_SEQ_CST);
+	writers = __atomic_exchange_n(&users->writer, 0, __ATOMIC_SEQ_CST);
+	if (writers & own)
+		drop_writable(cpu, gpa);
+	if (writers & ~own)
+		shake_others(cpu, writers & ~own, true);
+	// The wait may have served a request that emptied this vCPU's cache.
+	__atomic_fetch_or(&users->code, own, __ATOMIC_SEQ_CST);
+}
+
+bool jit_page_writable(struct cpu *cpu, u64 gpa, void *host_page)
+{
+	struct page_users *users;
+
+	if (!cpu->jit)
+		return true;
+	users = page_users(cpu->jit->vm, gpa);
+	if (!users)
+		return false;
+	if (!(__atomic_load_n(&users->writer, __ATOMIC_RELAXED) & 1u << cpu->jit->index))
+		__atomic_fetch_or(&users->writer, 1u << cpu->jit->index, __ATOMIC_SEQ_CST);
+	return !__atomic_load_n(&users->code, __ATOMIC_SEQ_CST);
+}
+
+void jit_page_written(struct cpu *cpu, u64 gpa, unsigned size)
+{
+	struct jit *jit = cpu->jit;
+	struct page_users *users;
+	u32 own, code;
+
+	if (!jit || !(users = page_users(jit->vm, gpa)))
+		return;
+	own = 1u << jit->index;
+	__atomic_fetch_or(&users->writer, own, __ATOMIC_SEQ_CST);
+	code = __atomic_load_n(&users->code, __ATOMIC_SEQ_CST);
+	if (code & own) {
+		// Only blocks that hold the written bytes have to go, as long as that is rare.
+		struct code_page *page = find_page(jit, gpa, false);
+		bool hit = !page || ++page->slow_writes > 64;
+
+		for (u32 n = page ? page->first_block : 0; n && !hit; n = jit->blocks[n - 1].page_next) {
+			struct block *b = &jit->blocks[n - 1];
+
+			hit = gpa < b->gpa + b->length && gpa + size > b->gpa;
+		}
+		for (u32 i = 0; i < jit->block_count && !hit; i++)
+			hit = jit->blocks[i].gpa2 == (gpa & ~0xfffull) && !jit->blocks[i].dead;
+		if (hit) {
+			if (page)
+				page->slow_writes = 0;
+			jit_invalidate_page(cpu, gpa);
+		}
+	}
+	if (code & ~own) {
+		__atomic_fetch_and(&users->code, own, __ATOMIC_SEQ_CST);
+		shake_others(cpu, code & ~own, false);
+	}
+}
