@@ -261,8 +261,13 @@ static bool may_cache_jump(struct cpu *cpu, const struct block *b, u32 mode)
 	if (!MODE_64(mode) && !((mode & MODE_SIZE) == 1 && (mode & MODE_FLAT_CS)))
 		return false;
 	// A CR3 switch empties the user's table; the supervisor's only when it has to.
-	if (MODE_CPL_OF(mode) != 3)
-		cpu->jit->kernel_jump_local |= true;
+	if (MODE_CPL_OF(mode) != 3) {
+		const struct tlb_entry *e = &cpu->tlb_code[0][cpu->rip >> 12 & ((1 << TLB_CODE_BITS) - 1)];
+
+		if (!(e->gpa & TLB_GLOBAL))
+			cpu->jit->kernel_jump_local = true;
+	}
+	jit_note_jump(cpu->jit, cpu->rip);
 	return true;
 }
 
@@ -545,18 +550,24 @@ FROM_TRANSLATED u64 jit_c_host_fault(struct cpu *cpu)
 	switch (jit->fault_trap) {
 	case VECTOR_DE:
 		cpu_raise(cpu, VECTOR_DE);
+		break;
 	case VECTOR_UD:
 		cpu_ud(cpu);
+		break;
 	case VECTOR_GP:
 		cpu_gp0(cpu);
+		break;
 	case VECTOR_MF:
 		cpu_raise(cpu, VECTOR_MF);
+		break;
 	case VECTOR_XM:
 		cpu_raise(cpu, cpu->cr4 & CR4_OSXMMEXCPT ? VECTOR_XM : VECTOR_UD);
+		break;
 	default:
 		cpu->fault_hva = jit->fault_address;
 		cpu_abort(cpu, CPU_EXIT_FAULT);
 	}
+	return 0;
 }
 
 u64 jit_guest_rip_of_host(struct cpu *cpu, u64 host_pc)

@@ -117,6 +117,7 @@ struct jit {
 	u32 mode;	 // of the current state; see jit_mode()
 	bool mode_stale;
 	u32 jump_mode[2]; // mode for which cpu->jump[class] holds entries
+	u64 jump_pages[64]; // filter of linear pages that cached jumps lead to
 	bool kernel_jump_local; // cpu->jump[0] holds entries for pages that are not global
 
 	// Thunks (executable addresses)
@@ -164,6 +165,7 @@ void jit_page_gets_code(struct cpu *cpu, u64 gpa);
 void jit_handle_code_requests(struct cpu *cpu);
 void jit_invalidate_page(struct cpu *cpu, u64 gpa);
 void jit_clear_jumps(struct cpu *cpu);
+void jit_note_jump(struct jit *jit, u64 rip);
 
 // jit_thunk.c
 void jit_make_thunks(struct jit *jit);

@@ -164,6 +164,7 @@ void jit_clear_jumps(struct cpu *cpu)
 	clear_jumps(cpu, 0);
 	clear_jumps(cpu, 1);
 	cpu->jit->kernel_jump_local = false;
+	memset(cpu->jit->jump_pages, 0, sizeof(cpu->jit->jump_pages));
 }
 
 // Called by the TLB's flushes: jumps are cached by linear address.
@@ -178,17 +179,25 @@ void jit_tlb_flushed(struct cpu *cpu, bool global)
 	}
 }
 
+// Which linear pages may have jumps cached: a small filter, so that INVLPG of data costs nothing.
+static unsigned jump_filter(u64 linear)
+{
+	return (u32)((u32)(linear >> 12) * 0x9e3779b1u) >> 20;
+}
+
+void jit_note_jump(struct jit *jit, u64 rip)
+{
+	unsigned n = jump_filter(rip);
+
+	jit->jump_pages[n / 64] |= 1ull << (n % 64);
+}
+
 void jit_tlb_flushed_page(struct cpu *cpu, u64 linear)
 {
-	if (cpu->jit)
-		for (unsigned class = 0; class < 2; class++) {
-			for (unsigned i = 0; i < 1 << JUMP_BITS; i++)
-				if ((cpu->jump[class][i].rip ^ linear) < 4096)
-					cpu->jump[class][i].rip = ~0ull;
-			for (unsigned i = 0; i < 1 << JUMP_IBT_BITS; i++)
-				if ((cpu->jump_ibt[class][i].rip ^ linear) < 4096)
-					cpu->jump_ibt[class][i].rip = ~0ull;
-		}
+	unsigned n = jump_filter(linear);
+
+	if (cpu->jit && (cpu->jit->jump_pages[n / 64] >> (n % 64) & 1))
+		jit_clear_jumps(cpu);
 }
 
 static u32 hash_block(u64 gpa, u32 mode)

@@ -30,6 +30,14 @@ static void chain(int signal, siginfo_t *info, void *context)
 	}
 }
 
+static u64 guest_access_fixup(u64 pc)
+{
+	for (const struct exception_entry *e = __start_cet_extable; e < __stop_cet_extable; e++)
+		if (e->ip == pc)
+			return e->fixup;
+	return 0;
+}
+
 static void handler(int signal, siginfo_t *info, void *context)
 {
 	ucontext_t *uc = context;
