@@ -67,6 +67,8 @@ void popf_handler(struct cpu *cpu, const struct insn *insn)
 	if (virtual_if)
 		flags = (flags & ~(u64)FLAG_VIF) | (popped & FLAG_IF ? FLAG_VIF : 0);
 	cpu_set_rflags(cpu, flags & ~(u64)FLAG_RF);
+	if ((old & ~flags & FLAG_AC) && cpu->tlb_ac_count)
+		tlb_drop_ac(cpu);
 	if ((old ^ flags) & (FLAG_TF | FLAG_AC))
 		cpu_mode_changed(cpu);
 	if (flags & FLAG_TF)

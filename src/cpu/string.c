@@ -11,6 +11,7 @@
 // and A7. The source segment is insn->mem_seg (DS, or the override).
 //
 // SDM: "REP/REPE/REPZ/REPNE/REPNZ - Repeat String Operation Prefix", and each instruction's page.
+#include "cpu/guest_access.h"
 #include "cpu/handlers.h"
 #include "cpu/mem.h"
 #include "cpu/operand.h"
@@ -44,6 +45,9 @@ static void run_cut(struct cpu *cpu, struct string_run *run, u64 n, unsigned siz
 }
 
 // ---- the host's instructions on host memory; pointers are to the lowest byte ----
+//
+// Guest memory may vanish in the host at any moment: each of these says how many elements it did.
+// A fixup finds DF as the instruction had it.
 
 #define FOR_SIZE(size, OP) \
 	switch (size) { \
@@ -52,60 +56,88 @@ static void run_cut(struct cpu *cpu, struct string_run *run, u64 n, unsigned siz
 	case 4: OP("l"); break; \
 	default: OP("q"); \
 	}
+#define FAULT GUEST_ACCESS_FIXUP("1b", "%l[fault]")
 
-static void host_movs(u8 *to, const u8 *from, u64 n, unsigned size, bool back)
+static u64 host_movs(u8 *to, const u8 *from, u64 n, unsigned size, bool back)
 {
+	u64 left = n;
+
 	if (back) {
 		to += (n - 1) * size;
 		from += (n - 1) * size;
 #define BACK(s) \
-	__asm__ volatile("std; rep movs" s "; cld" : "+D"(to), "+S"(from), "+c"(n) : : "memory", "cc")
+	__asm__ goto("std\n1: rep movs" s "\n\tcld\n\t" FAULT \
+		     : "+D"(to), "+S"(from), "+c"(left) : : "memory", "cc" : fault)
 		FOR_SIZE(size, BACK)
 #undef BACK
-		return;
+		return n;
 	}
-#define FORTH(s) __asm__ volatile("rep movs" s : "+D"(to), "+S"(from), "+c"(n) : : "memory")
+#define FORTH(s) \
+	__asm__ goto("1: rep movs" s "\n\t" FAULT \
+		     : "+D"(to), "+S"(from), "+c"(left) : : "memory" : fault)
 	FOR_SIZE(size, FORTH)
 #undef FORTH
+	return n;
+fault:
+	__asm__ volatile("cld");
+	return n - left;
 }
 
-static void host_stos(u8 *to, u64 value, u64 n, unsigned size)
+static u64 host_stos(u8 *to, u64 value, u64 n, unsigned size, bool back)
 {
-#define STOS(s) __asm__ volatile("rep stos" s : "+D"(to), "+c"(n) : "a"(value) : "memory")
-	FOR_SIZE(size, STOS)
-#undef STOS
+	u64 left = n;
+
+	if (back) {
+		to += (n - 1) * size;
+#define BACK(s) \
+	__asm__ goto("std\n1: rep stos" s "\n\tcld\n\t" FAULT \
+		     : "+D"(to), "+c"(left) : "a"(value) : "memory", "cc" : fault)
+		FOR_SIZE(size, BACK)
+#undef BACK
+		return n;
+	}
+#define FORTH(s) \
+	__asm__ goto("1: rep stos" s "\n\t" FAULT \
+		     : "+D"(to), "+c"(left) : "a"(value) : "memory" : fault)
+	FOR_SIZE(size, FORTH)
+#undef FORTH
+	return n;
+fault:
+	__asm__ volatile("cld");
+	return n - left;
 }
 
 // Compare up to n > 0 elements while they are equal (or not, for `until_equal`). Return how many
-// were compared; *arith gets the flags of the last one as struct cpu keeps them.
-#define COMPARE_TAIL "; cld; lahf; seto %%al"
-
+// were compared, 0 for a fault; *arith gets the flags of the last one as struct cpu keeps them.
 static u64 host_cmps(const u8 *from, const u8 *to, u64 n, unsigned size, bool back,
 		     bool until_equal, u32 *arith)
 {
-	u64 left = n, flags;
+	u64 left = n, flags = 0;
 
 	if (back) {
 		to += (n - 1) * size;
 		from += (n - 1) * size;
 	}
+#define ONE(direction, repeat, s) \
+	__asm__ goto(direction "\n1: " repeat " cmps" s "\n\tcld; lahf; seto %%al\n\t" FAULT \
+		     : "+a"(flags), "+S"(from), "+D"(to), "+c"(left) : : "memory", "cc" : fault)
 #define CMPS(s) \
 	if (back && until_equal) \
-		__asm__ volatile("std; repne cmps" s COMPARE_TAIL : "=a"(flags), "+S"(from), \
-				 "+D"(to), "+c"(left) : : "memory", "cc"); \
+		ONE("std", "repne", s); \
 	else if (back) \
-		__asm__ volatile("std; repe cmps" s COMPARE_TAIL : "=a"(flags), "+S"(from), \
-				 "+D"(to), "+c"(left) : : "memory", "cc"); \
+		ONE("std", "repe", s); \
 	else if (until_equal) \
-		__asm__ volatile("repne cmps" s COMPARE_TAIL : "=a"(flags), "+S"(from), "+D"(to), \
-				 "+c"(left) : : "memory", "cc"); \
+		ONE("", "repne", s); \
 	else \
-		__asm__ volatile("repe cmps" s COMPARE_TAIL : "=a"(flags), "+S"(from), "+D"(to), \
-				 "+c"(left) : : "memory", "cc")
+		ONE("", "repe", s)
 	FOR_SIZE(size, CMPS)
 #undef CMPS
+#undef ONE
 	*arith = flags & 0xffff;
 	return n - left;
+fault:
+	__asm__ volatile("cld");
+	return 0;
 }
 
 static u64 host_scas(u64 value, const u8 *to, u64 n, unsigned size, bool back, bool until_equal,
@@ -115,34 +147,40 @@ static u64 host_scas(u64 value, const u8 *to, u64 n, unsigned size, bool back, b
 
 	if (back)
 		to += (n - 1) * size;
+#define ONE(direction, repeat, s) \
+	__asm__ goto(direction "\n1: " repeat " scas" s "\n\tcld; lahf; seto %%al\n\t" FAULT \
+		     : "+a"(flags), "+D"(to), "+c"(left) : : "memory", "cc" : fault)
 #define SCAS(s) \
 	if (back && until_equal) \
-		__asm__ volatile("std; repne scas" s COMPARE_TAIL : "+a"(flags), "+D"(to), \
-				 "+c"(left) : : "memory", "cc"); \
+		ONE("std", "repne", s); \
 	else if (back) \
-		__asm__ volatile("std; repe scas" s COMPARE_TAIL : "+a"(flags), "+D"(to), \
-				 "+c"(left) : : "memory", "cc"); \
+		ONE("std", "repe", s); \
 	else if (until_equal) \
-		__asm__ volatile("repne scas" s COMPARE_TAIL : "+a"(flags), "+D"(to), "+c"(left) \
-				 : : "memory", "cc"); \
+		ONE("", "repne", s); \
 	else \
-		__asm__ volatile("repe scas" s COMPARE_TAIL : "+a"(flags), "+D"(to), "+c"(left) \
-				 : : "memory", "cc")
+		ONE("", "repe", s)
 	FOR_SIZE(size, SCAS)
 #undef SCAS
+#undef ONE
 	*arith = flags & 0xffff;
 	return n - left;
-}
-
-static u64 host_load(const u8 *p, unsigned size)
-{
-	return size == 8 ? *(const u64 *)p : size == 4 ? *(const u32 *)p :
-	       size == 2 ? *(const u16 *)p : *p;
+fault:
+	__asm__ volatile("cld");
+	return 0;
 }
 
 // ---- handlers ----
 
-static u64 movs_piece(struct cpu *cpu, const struct insn *insn, unsigned size)
+// The host cannot access guest memory after `n` elements of a piece: leave with exact state.
+static __attribute__((noreturn)) void host_fault(struct cpu *cpu, const struct insn *insn,
+						 const u8 *host, u64 n)
+{
+	if (n)
+		string_next(cpu, insn, n);
+	guest_fault(cpu, host);
+}
+
+static u64 movs_piece(struct cpu *cpu, const struct insn *insn, unsigned size, u8 **fault)
 {
 	u64 count = string_count(cpu, insn);
 	struct string_run from, to;
@@ -157,8 +195,10 @@ static u64 movs_piece(struct cpu *cpu, const struct insn *insn, unsigned size)
 	source = run_host(cpu, &from, size, reading(cpu));
 	target = source ? run_host(cpu, &to, size, writing(cpu)) : NULL;
 	if (target) {
-		host_movs(target, source, to.n, size, cpu->rflags & FLAG_DF);
-		return to.n;
+		u64 done = host_movs(target, source, to.n, size, cpu->rflags & FLAG_DF);
+
+		*fault = done < to.n ? target : NULL;
+		return done;
 	}
 	u64 a = string_element(cpu, insn, insn->mem_seg, RSI, size, false);
 	u64 value = mem_read_n(cpu, a, size, reading(cpu));
@@ -171,14 +211,17 @@ static u64 movs_piece(struct cpu *cpu, const struct insn *insn, unsigned size)
 static void movs(struct cpu *cpu, const struct insn *insn)
 {
 	unsigned size = element_size(insn);
+	u8 *fault = NULL;
 	u64 n;
 
 	if (!string_count(cpu, insn))
 		return;
 	do {
-		n = movs_piece(cpu, insn, size);
+		n = movs_piece(cpu, insn, size, &fault);
 		string_advance(cpu, insn, RSI, n, size);
 		string_advance(cpu, insn, RDI, n, size);
+		if (fault)
+			host_fault(cpu, insn, fault, n);
 	} while (string_next(cpu, insn, n));
 }
 
@@ -194,7 +237,13 @@ static void stos(struct cpu *cpu, const struct insn *insn)
 		to = string_run(cpu, insn, SEG_ES, RDI, size, string_count(cpu, insn), true);
 		target = run_host(cpu, &to, size, writing(cpu));
 		if (target) {
-			host_stos(target, cpu->gpr[RAX], to.n, size);
+			u64 done = host_stos(target, cpu->gpr[RAX], to.n, size,
+					     cpu->rflags & FLAG_DF);
+
+			if (done < to.n) {
+				string_advance(cpu, insn, RDI, done, size);
+				host_fault(cpu, insn, target, done);
+			}
 		} else {
 			to.n = 1;
 			mem_write_n(cpu, string_element(cpu, insn, SEG_ES, RDI, size, true),
@@ -219,7 +268,8 @@ static void lods(struct cpu *cpu, const struct insn *insn)
 		if (source) { // only the last element stays in the register
 			u64 last = cpu->rflags & FLAG_DF ? 0 : (from.n - 1) * size;
 
-			value = host_load(source + last, size);
+			if (!guest_load(source + last, size, &value))
+				guest_fault(cpu, source + last);
 		} else {
 			from.n = 1;
 			value = mem_read_n(cpu,
@@ -272,6 +322,8 @@ static void cmps(struct cpu *cpu, const struct insn *insn)
 		return;
 	do {
 		n = cmps_piece(cpu, insn, size, &arith);
+		if (!n)
+			guest_fault(cpu, NULL);
 		string_advance(cpu, insn, RSI, n, size);
 		string_advance(cpu, insn, RDI, n, size);
 	} while (string_next(cpu, insn, n) && goes_on(insn, arith));
@@ -305,6 +357,8 @@ static void scas(struct cpu *cpu, const struct insn *insn)
 		return;
 	do {
 		n = scas_piece(cpu, insn, size, &arith);
+		if (!n)
+			guest_fault(cpu, NULL);
 		string_advance(cpu, insn, RDI, n, size);
 	} while (string_next(cpu, insn, n) && goes_on(insn, arith));
 	if (!goes_on(insn, arith)) // complete, whatever string_next() wants to look at

@@ -10,8 +10,8 @@
 #include "cpu/fpu.h"
 #include "cpu/handlers.h"
 #include "cpu/mem.h"
+#include "cpu/msr.h"
 #include "cpu/operand.h"
-#include "cpu/transfer.h"
 #include "xstate/xstate.h"
 
 #include <errno.h>
@@ -99,10 +99,7 @@ static void component_write(struct cpu *cpu, unsigned bit, const void *data, uns
 
 	switch (bit) {
 	case XSTATE_PKRU:
-		if (cpu->pkru != (u32)q[0]) {
-			cpu->pkru = q[0];
-			tlb_flush_all(cpu);
-		}
+		cpu_set_pkru(cpu, q[0]);
 		break;
 	case XSTATE_CET_U:
 		cpu->u_cet = q[0];
@@ -132,18 +129,6 @@ static void component_init(struct cpu *cpu, unsigned bit, unsigned bytes)
 
 // ---- values that WRMSR would refuse ----
 
-static bool cet_value_valid(const struct cpu *cpu, u64 value)
-{
-	if (value & CET_RESERVED || (value & (CET_SUPPRESS | CET_WAIT)) == (CET_SUPPRESS | CET_WAIT))
-		return false;
-	return cpu_canonical(cpu, value & ~0xfffull);
-}
-
-static bool ssp_value_valid(const struct cpu *cpu, u64 value)
-{
-	return !(value & 3) && cpu_canonical(cpu, value);
-}
-
 static bool component_valid(const struct cpu *cpu, unsigned bit, const void *data)
 {
 	const u64 *q = data;
@@ -152,10 +137,10 @@ static bool component_valid(const struct cpu *cpu, unsigned bit, const void *dat
 	case XSTATE_PKRU:
 		return true;
 	case XSTATE_CET_U:
-		return cet_value_valid(cpu, q[0]) && ssp_value_valid(cpu, q[1]);
+		return msr_cet_valid(cpu, q[0], BY_GUEST) && msr_ssp_valid(cpu, q[1]);
 	case XSTATE_CET_S:
-		return ssp_value_valid(cpu, q[0]) && ssp_value_valid(cpu, q[1]) &&
-		       ssp_value_valid(cpu, q[2]);
+		return msr_ssp_valid(cpu, q[0]) && msr_ssp_valid(cpu, q[1]) &&
+		       msr_ssp_valid(cpu, q[2]);
 	}
 	return true;
 }
