@@ -4,6 +4,8 @@
 // table: the handler of SIGSEGV and SIGBUS (src/cpu/jit_signal.c) finds the faulting instruction in
 // it and goes on at the fixup. All return false on such a fault: then use guest_fault().
 //
+// `volatile` is not idle: GCC 12 drops an asm goto whose outputs are not used.
+//
 // An access of 1, 2, 4 or 8 bytes is one host access: naturally aligned ones are atomic.
 #ifndef CETKVM_CPU_GUEST_ACCESS_H
 #define CETKVM_CPU_GUEST_ACCESS_H
@@ -23,7 +25,7 @@ extern const struct exception_entry __start_cet_extable[], __stop_cet_extable[];
 	{ \
 		u##bits v; \
  \
-		__asm__ goto("1: " instruction " %1, %" modifier "0\n\t" \
+		__asm__ volatile goto("1: " instruction " %1, %" modifier "0\n\t" \
 			     GUEST_ACCESS_FIXUP("1b", "%l[fault]") \
 			     : "=r"(v) : "m"(*(const u##bits *)host) : : fault); \
 		*value = v; \
@@ -33,7 +35,7 @@ extern const struct exception_entry __start_cet_extable[], __stop_cet_extable[];
 	} \
 	static inline bool guest_store##bits(void *host, u##bits value) \
 	{ \
-		__asm__ goto("1: " instruction " %" modifier "0, %1\n\t" \
+		__asm__ volatile goto("1: " instruction " %" modifier "0, %1\n\t" \
 			     GUEST_ACCESS_FIXUP("1b", "%l[fault]") \
 			     : : "r"(value), "m"(*(u##bits *)host) : "memory" : fault); \
 		return true; \
@@ -45,7 +47,7 @@ extern const struct exception_entry __start_cet_extable[], __stop_cet_extable[];
 	{ \
 		u##bits old = *expected; \
  \
-		__asm__ goto("1: lock cmpxchg %" modifier "2, %1\n\t" \
+		__asm__ volatile goto("1: lock cmpxchg %" modifier "2, %1\n\t" \
 			     GUEST_ACCESS_FIXUP("1b", "%l[fault]") \
 			     : "+a"(old), "+m"(*(u##bits *)host) : "r"(desired) : "memory", "cc" \
 			     : fault); \
@@ -99,7 +101,7 @@ static inline bool guest_store(void *host, unsigned size, u64 value)
 // One side is guest memory, the other one ours. On a fault part of it was copied.
 static inline bool guest_copy(void *to, const void *from, size_t size)
 {
-	__asm__ goto("1: rep movsb\n\t" GUEST_ACCESS_FIXUP("1b", "%l[fault]")
+	__asm__ volatile goto("1: rep movsb\n\t" GUEST_ACCESS_FIXUP("1b", "%l[fault]")
 		     : "+D"(to), "+S"(from), "+c"(size) : : "memory" : fault);
 	return true;
 fault:

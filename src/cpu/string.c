@@ -66,14 +66,14 @@ static u64 host_movs(u8 *to, const u8 *from, u64 n, unsigned size, bool back)
 		to += (n - 1) * size;
 		from += (n - 1) * size;
 #define BACK(s) \
-	__asm__ goto("std\n1: rep movs" s "\n\tcld\n\t" FAULT \
+	__asm__ volatile goto("std\n1: rep movs" s "\n\tcld\n\t" FAULT \
 		     : "+D"(to), "+S"(from), "+c"(left) : : "memory", "cc" : fault)
 		FOR_SIZE(size, BACK)
 #undef BACK
 		return n;
 	}
 #define FORTH(s) \
-	__asm__ goto("1: rep movs" s "\n\t" FAULT \
+	__asm__ volatile goto("1: rep movs" s "\n\t" FAULT \
 		     : "+D"(to), "+S"(from), "+c"(left) : : "memory" : fault)
 	FOR_SIZE(size, FORTH)
 #undef FORTH
@@ -90,14 +90,14 @@ static u64 host_stos(u8 *to, u64 value, u64 n, unsigned size, bool back)
 	if (back) {
 		to += (n - 1) * size;
 #define BACK(s) \
-	__asm__ goto("std\n1: rep stos" s "\n\tcld\n\t" FAULT \
+	__asm__ volatile goto("std\n1: rep stos" s "\n\tcld\n\t" FAULT \
 		     : "+D"(to), "+c"(left) : "a"(value) : "memory", "cc" : fault)
 		FOR_SIZE(size, BACK)
 #undef BACK
 		return n;
 	}
 #define FORTH(s) \
-	__asm__ goto("1: rep stos" s "\n\t" FAULT \
+	__asm__ volatile goto("1: rep stos" s "\n\t" FAULT \
 		     : "+D"(to), "+c"(left) : "a"(value) : "memory" : fault)
 	FOR_SIZE(size, FORTH)
 #undef FORTH
@@ -119,7 +119,7 @@ static u64 host_cmps(const u8 *from, const u8 *to, u64 n, unsigned size, bool ba
 		from += (n - 1) * size;
 	}
 #define ONE(direction, repeat, s) \
-	__asm__ goto(direction "\n1: " repeat " cmps" s "\n\tcld; lahf; seto %%al\n\t" FAULT \
+	__asm__ volatile goto(direction "\n1: " repeat " cmps" s "\n\tcld; lahf; seto %%al\n\t" FAULT \
 		     : "+a"(flags), "+S"(from), "+D"(to), "+c"(left) : : "memory", "cc" : fault)
 #define CMPS(s) \
 	if (back && until_equal) \
@@ -148,7 +148,7 @@ static u64 host_scas(u64 value, const u8 *to, u64 n, unsigned size, bool back, b
 	if (back)
 		to += (n - 1) * size;
 #define ONE(direction, repeat, s) \
-	__asm__ goto(direction "\n1: " repeat " scas" s "\n\tcld; lahf; seto %%al\n\t" FAULT \
+	__asm__ volatile goto(direction "\n1: " repeat " scas" s "\n\tcld; lahf; seto %%al\n\t" FAULT \
 		     : "+a"(flags), "+D"(to), "+c"(left) : : "memory", "cc" : fault)
 #define SCAS(s) \
 	if (back && until_equal) \
