@@ -664,7 +664,7 @@ static void run_blocks(struct cpu *cpu)
 	struct jit *jit = cpu->jit;
 	u32 mode = jit_mode(cpu);
 	bool step = cpu->rflags & FLAG_TF, shadow = cpu->interrupt_shadow;
-	bool single = cpu->single_grain || step || shadow || jit->slow_once ||
+	bool single = cpu->single_grain || step || shadow || jit->slow_once || cpu->replay ||
 		      (mode & (MODE_SINGLE | MODE_SLOWMEM));
 	struct block *b;
 
@@ -688,6 +688,7 @@ static void run_blocks(struct cpu *cpu)
 	((enter_function *)jit->enter)(cpu, jit->rx + b->code);
 	ENTER_C(cpu);
 	jit->single_running = false;
+	cpu->replay = false;
 	if (!cpu_64bit(cpu))
 		cpu->rip = (u32)cpu->rip;
 	if (single && (cpu->rflags & FLAG_RF) && !(cpu->dr7 & 0xff))
@@ -719,13 +720,15 @@ enum cpu_exit cpu_run(struct cpu *cpu)
 	while (!cpu->exit) {
 		if (cpu->event.valid) {
 			cpu->halted = false;
+			cpu->replay = false;
 			if (!event_deliver_pending(cpu)) {
 				cpu->exit = CPU_EXIT_SHUTDOWN;
 				break;
 			}
 			continue;
 		}
-		if ((cpu->request || (cpu->irq_wait && (cpu->rflags & FLAG_IF))) && !jit->slow_once) {
+		if ((cpu->request || (cpu->irq_wait && (cpu->rflags & FLAG_IF))) && !jit->slow_once &&
+		    !cpu->replay) {
 			cpu->delivering = 0;
 			if (!serve_requests(cpu))
 				break;
