@@ -50,6 +50,9 @@ struct cpu *cpu_create(const struct cpu_ops *ops, void *opaque, struct vm_code *
 		return NULL;
 	}
 	jit_install_signal_handlers();
+	// A flush empties what was filled: here is where it starts.
+	for (struct tlb_entry *e = cpu->tlb_k; e < (struct tlb_entry *)cpu->jump; e++)
+		e->read = e->write = TLB_NONE;
 	cpu->linear_bits = 48;
 	cpu_reset(cpu, false);
 	tlb_flush_all(cpu);
