@@ -5,7 +5,7 @@
 . "$(dirname "$0")/lib/tap.sh"
 need_command python3
 [ -x "$CETKVM_BUILD/bench/calls" ] || skip_all "the benchmark programs are not built"
-for program in $(sed -n "s/^PROGRAMS = \[\(.*\)/\1/p" "$top/bench/run" | tr -d "',") ; do
+for program in $(cd "$CETKVM_BUILD/bench" && find . -maxdepth 1 -type f -perm -u+x | sort | cut -c3-); do
 	timeout 60 "$CETKVM_BUILD/bench/$program" >"$scratch/out"
 	matches "$scratch/out" "^$program [0-9]+\.[0-9]{6}\$" "$program prints its time"
 done
