@@ -17,7 +17,7 @@ run() {
 
 kernel=$("$top/scripts/fetch-kernel.sh") || exit 1
 mkdir -p "$build/demo"
-gcc -O0 -g -no-pie -fcf-protection -fno-stack-protector -U_FORTIFY_SOURCE -o "$build/demo/overwrite" \
+gcc -O1 -g -no-pie -fcf-protection -fno-stack-protector -U_FORTIFY_SOURCE -o "$build/demo/overwrite" \
 	"$top/demo/overwrite.c" || exit 1
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
