@@ -153,6 +153,7 @@ struct run {
 	u64 cet;     /* CR4.CET */
 	u64 outer_ssp; /* SSP on entry to ring 1 or 2 with supervisor shadow stacks */
 	u64 no_setssbsy; /* leave SSP alone although S_CET.SHSTK_EN */
+	u64 late_pl0_ssp; /* PL0_SSP from after SETSSBSY on, if not 0 */
 };
 
 /* How it ended. */

@@ -13,7 +13,8 @@ extern void kit_enter(struct run *r);
 
 _Static_assert(offsetof(struct run, rip) == 128 && offsetof(struct run, s_cet) == 160 &&
 	offsetof(struct run, cr4) == 216 && offsetof(struct run, cet) == 224 &&
-	offsetof(struct run, outer_ssp) == 232 && offsetof(struct run, no_setssbsy) == 240,
+	offsetof(struct run, outer_ssp) == 232 && offsetof(struct run, no_setssbsy) == 240 &&
+	offsetof(struct run, late_pl0_ssp) == 248,
 	"start.S knows these");
 _Static_assert(offsetof(struct outcome, vector) == 128 && offsetof(struct outcome, cr2) == 184 &&
 	offsetof(struct outcome, s_cet) == 192 && offsetof(struct outcome, cr4) == 256 &&

@@ -207,6 +207,12 @@ kit_enter:
 	cmpq $0, 240(%r15)
 	jne 2f
 	setssbsy
+	cmpq $0, 248(%r15)
+	je 2f
+	movl $0x6a4, %ecx
+	movl 248(%r15), %eax
+	movl 252(%r15), %edx
+	wrmsr
 2:	movq 144(%r15), %rax
 	cmpq $0x08, %rax
 	je enter_ring0
