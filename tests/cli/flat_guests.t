@@ -1,0 +1,86 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# `cetkvm run` with small ELF guests: how a run ends, what its exit status is, and what the board's
+# devices answer. Every guest is built for 64 and for 32 bits.
+# With CETKVM_OPTIONS="--device /dev/kvm" the same holds on a kernel's KVM.
+. "$(dirname "$0")/../lib/tap.sh"
+need_cetkvm
+need_command gcc
+here=$(dirname "$0")
+
+# Usage: build NAME BITS
+build() {
+	gcc "-m$2" -nostdlib -static -no-pie -Wl,--build-id=none -Wl,-Ttext-segment=0x100000 -Wl,-z,noexecstack \
+		-DGUEST="$1" -o "$scratch/$1.$2" "$here/guests.S" || exit 1
+}
+
+# Usage: run NAME BITS [OPTION...]; standard input is $input
+input=/dev/null
+run() {
+	local guest=$scratch/$1.$2
+	shift 2
+	[ -e "$guest" ] || build "$(basename "${guest%.*}")" "${guest##*.}"
+	# shellcheck disable=SC2086
+	timeout 60 "$cetkvm" run ${CETKVM_OPTIONS-} --timeout 30 --kernel "$guest" --mem 64M "$@" \
+		>"$scratch/out" 2>"$scratch/err" <"$input"
+	status=$?
+}
+
+for bits in 64 32; do
+	run hello $bits
+	is $status 42 "$bits-bit: the exit port gives the status"
+	is "$(cat "$scratch/out")" "hello from a flat guest" "$bits-bit: string output reaches the serial port"
+	is "$(wc -c <"$scratch/err")" 0 "$bits-bit: nothing on standard error"
+	run poweroff $bits
+	is $status 0 "$bits-bit: ACPI power-off is status 0"
+	for way in reset_cf9 reset_8042 reset_port92; do
+		run $way $bits --no-reboot
+		is $status 0 "$bits-bit: $way ends the run under --no-reboot"
+	done
+	run triple_fault $bits
+	is $status 3 "$bits-bit: triple fault is status 3"
+	matches "$scratch/err" '^cetkvm: guest crashed: triple fault on vCPU 0' "$bits-bit: triple fault is reported"
+	matches "$scratch/err" '^  rip 0000000000100|^  rip 000000000000fff0' "$bits-bit: with registers"
+	run debug_exit $bits
+	is $status 11 "$bits-bit: port 0xf4 gives 2n+1"
+	run panic $bits
+	is $status 3 "$bits-bit: pvpanic is status 3"
+	matches "$scratch/err" '^cetkvm: guest crashed: ' "$bits-bit: pvpanic is reported"
+	run hang $bits --timeout 1
+	is $status 124 "$bits-bit: a guest that hangs ends by --timeout"
+	run command_line $bits --append "a=1 b=two"
+	is "$(cat "$scratch/out")" "a=1 b=two" "$bits-bit: the command line arrives"
+	printf 'some inputq' >"$scratch/input"
+	input=$scratch/input run echo $bits
+	is "$status $(cat "$scratch/out")" "7 some input" "$bits-bit: polled serial input"
+	run uart $bits
+	is $status 0 "$bits-bit: UART registers"
+	run acpi $bits
+	is $status 0 "$bits-bit: ACPI tables and their checksums"
+	run memory $bits --mem 3500M
+	is $status 0 "$bits-bit: memory up to the hole"
+done
+run memory 64 --mem 5G
+is "$status $(cat "$scratch/out")" "0 H" "memory above 4 GiB is announced"
+
+run hello 64 --smp 4
+is $status 42 "four vCPUs, three of them never started"
+run hang 64 --timeout 2 &
+sleep 1
+run hello 64
+is $status 42 "two machines at a time"
+wait
+
+build hang 64
+# shellcheck disable=SC2086
+"$cetkvm" run ${CETKVM_OPTIONS-} --kernel "$scratch/hang.64" </dev/null >"$scratch/out" 2>"$scratch/err" &
+sleep 1
+kill -TERM $!
+wait $!
+is $? 143 "SIGTERM ends the run with 128+15"
+matches "$scratch/err" '^cetkvm: ended by signal 15' "SIGTERM is reported"
+
+# A reset without --no-reboot boots again and again.
+timeout 20 "$cetkvm" run ${CETKVM_OPTIONS-} --timeout 2 --kernel "$scratch/reset_cf9.64" </dev/null 2>"$scratch/err"
+is $? 124 "a guest that resets is booted again until the time is over"
+done_testing
