@@ -61,6 +61,9 @@ static void make_page_tables(struct machine *m, bool code_writable)
 	for (unsigned i = 0; i < CODE_PAGES; i++)
 		put(m, MACHINE_PT_CODE + ((CODE_BASE >> 12 & 511) + i) * 8,
 		    (MACHINE_CODE + i * 4096) | P | U | A | (code_writable ? W | D : 0));
+	for (unsigned i = 0; code_writable && i < MACHINE_SHARED_SIZE / 4096; i++)
+		put(m, MACHINE_PT_DATA + ((MACHINE_SHARED_BASE >> 12 & 511) + i) * 8,
+		    (MACHINE_SHARED + i * 4096) | P | U | A | NX | W | D);
 	put(m, MACHINE_PDPT_HIGH, MACHINE_PD_HIGH | P | W | A);
 	put(m, MACHINE_PD_HIGH, 0 | P | W | A | D | PS);
 }

@@ -23,6 +23,9 @@
 #define MACHINE_STUBS 0x1c000
 #define MACHINE_DATA 0x20000
 #define MACHINE_CODE 0x30000
+#define MACHINE_SHARED 0x80000 // with writable code: an area that vCPUs share
+#define MACHINE_SHARED_SIZE 0x80000
+#define MACHINE_SHARED_BASE (DATA_BASE + 0x100000)
 #define MACHINE_HIGH 0xffff800000000000ull // all of the memory, for the supervisor
 #define MACHINE_CPUS 4
 
