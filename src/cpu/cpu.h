@@ -208,7 +208,7 @@ struct cpu_cpuid_entry {
 };
 #define CPU_MAX_CPUID 256
 
-// One TLB entry; see tlb.h. Tags hold the page's linear address, or TLB_NONE.
+// One TLB entry; see tlb.h. Tags hold the page's linear address, or TLB_NONE().
 struct tlb_entry {
 	u64 read, write; // tag for loads and stores
 	u64 host;	 // host address of the page

@@ -54,6 +54,7 @@ struct cpu *cpu_create(const struct cpu_ops *ops, void *opaque, struct vm_code *
 	for (struct tlb_entry *e = cpu->tlb_k; e < (struct tlb_entry *)cpu->jump; e++)
 		e->read = e->write = TLB_NONE;
 	cpu->linear_bits = 48;
+	tlb_init(cpu);
 	cpu_reset(cpu, false);
 	tlb_flush_all(cpu);
 	cpu->jit->mode_stale = true;

@@ -360,7 +360,7 @@ static void drop_writable(struct cpu *cpu, u64 gpa)
 	for (unsigned t = 0; t < 5; t++)
 		for (unsigned i = 0; i < size[t]; i++)
 			if (((table[t][i].gpa ^ gpa) & ~0xfffull) == 0)
-				table[t][i].write = TLB_NONE;
+				table[t][i].write = TLB_NONE(i);
 }
 
 void jit_handle_code_requests(struct cpu *cpu)

@@ -59,8 +59,11 @@ bool phys_read64(struct cpu *cpu, u64 gpa, u64 *value);
 bool phys_read32(struct cpu *cpu, u64 gpa, u32 *value);
 bool phys_cmpxchg(struct cpu *cpu, u64 gpa, u64 expected, u64 desired, unsigned size);
 
-// TLB. Tag TLB_NONE never matches. A tag is the linear address of the page (bits 11:0 zero).
-#define TLB_NONE 1ull
+// TLB. A tag is the linear address of the page (bits 11:0 zero). Translated code compares by XOR and one
+// unsigned comparison with the page size, so no constant would match nothing: an unused entry holds a
+// tag that belongs to its neighbour, which no address that selects this entry can equal.
+#define TLB_NONE(number) ((u64)(~(number) & 1) << 12)
+void tlb_init(struct cpu *cpu); // for a new vCPU: every entry unused
 // Bits 11:0 of tlb_entry.gpa: the rest is the page's address.
 #define TLB_GLOBAL 1ull	     // global page
 #define TLB_LARGE_2M 2ull    // cut from a 2-MiB page

@@ -43,9 +43,18 @@ static void note_filled(struct cpu *cpu, unsigned number, u64 linear, u64 gpa)
 		notes->protection_keys = true;
 }
 
-static void drop(struct tlb_entry *entry)
+static void drop(struct cpu *cpu, struct tlb_entry *entry)
 {
-	entry->read = entry->write = TLB_NONE;
+	entry->read = entry->write = TLB_NONE(ENTRY_INDEX(cpu, entry));
+}
+
+void tlb_init(struct cpu *cpu)
+{
+	unsigned count = 2 * (1 << TLB_K_BITS) + (1 << TLB_KA_BITS) + 2 * (1 << TLB_SS_BITS) +
+			 2 * (1 << TLB_CODE_BITS);
+
+	for (unsigned i = 0; i < count; i++)
+		drop(cpu, cpu->tlb_k + i);
 }
 
 // A supervisor access that SMAP lets through because of EFLAGS.AC.
@@ -64,12 +73,12 @@ void tlb_drop_ac(struct cpu *cpu)
 	if (count > TLB_AC_MAX) {
 		for (unsigned i = 0; i < 1 << TLB_K_BITS; i++)
 			if (cpu->tlb_k[i].gpa & TLB_AC)
-				drop(&cpu->tlb_k[i]);
+				drop(cpu, &cpu->tlb_k[i]);
 		return;
 	}
 	for (unsigned i = 0; i < count; i++)
 		if (cpu->tlb_k[notes->ac_entries[i]].gpa & TLB_AC)
-			drop(&cpu->tlb_k[notes->ac_entries[i]]);
+			drop(cpu, &cpu->tlb_k[notes->ac_entries[i]]);
 }
 
 struct tlb_entry *tlb_select(struct cpu *cpu, unsigned access, unsigned *entries)
@@ -118,12 +127,13 @@ struct tlb_entry *tlb_fill(struct cpu *cpu, u64 linear, unsigned access, u64 *gp
 {
 	unsigned entries, flags;
 	struct tlb_entry *entry = tlb_select(cpu, access, &entries);
-	u64 page = linear & ~0xfffull, tag_write = TLB_NONE;
+	u64 page = linear & ~0xfffull, none, tag_write;
 	bool ac = tlb_ac_access(cpu, access);
 	struct walk walk;
 	u8 *host;
 
 	entry += page >> 12 & (entries - 1);
+	tag_write = none = TLB_NONE(ENTRY_INDEX(cpu, entry));
 	if (ac && fill_ac(cpu, entry, page, access))
 		return entry;
 	if (!paging_walk(cpu, linear, access, &walk))
@@ -156,7 +166,7 @@ struct tlb_entry *tlb_fill(struct cpu *cpu, u64 linear, unsigned access, u64 *gp
 	}
 	if ((access & ACCESS_FETCH) && walk.page_size > 4096)
 		cpu->tlb_notes.large_code = true;
-	return (access & ACCESS_WRITE) && tag_write == TLB_NONE ? NULL : entry;
+	return (access & ACCESS_WRITE) && tag_write == none ? NULL : entry;
 }
 
 void *mem_code_page(struct cpu *cpu, u64 linear, u64 *gpa)
@@ -196,7 +206,7 @@ static void flush_kind(struct cpu *cpu, unsigned kind)
 
 				// Its place may have been taken by an entry of the other kind.
 				if ((entry->gpa & TLB_GLOBAL) == kind)
-					drop(entry);
+					drop(cpu, entry);
 			}
 		}
 	}
@@ -237,17 +247,17 @@ static void flush_large(struct cpu *cpu, u64 linear, unsigned shift, u64 flag)
 			struct tlb_entry *entry = cpu->tlb_k + word * 64 + __builtin_ctzll(bits);
 
 			if ((entry->gpa & flag) && !((entry->read ^ linear) >> shift))
-				drop(entry);
+				drop(cpu, entry);
 		}
 	}
 }
 
-static void flush_page_of(struct tlb_entry *table, unsigned bits, u64 page)
+static void flush_page_of(struct cpu *cpu, struct tlb_entry *table, unsigned bits, u64 page)
 {
 	struct tlb_entry *entry = &table[page >> 12 & ((1u << bits) - 1)];
 
 	if (entry->read == page)
-		drop(entry);
+		drop(cpu, entry);
 }
 
 void tlb_flush_page(struct cpu *cpu, u64 linear)
@@ -256,13 +266,13 @@ void tlb_flush_page(struct cpu *cpu, u64 linear)
 	u64 page = linear & ~0xfffull;
 	bool large = false;
 
-	flush_page_of(cpu->tlb_k, TLB_K_BITS, page);
-	flush_page_of(cpu->tlb_ka, TLB_KA_BITS, page);
-	flush_page_of(cpu->tlb_u, TLB_U_BITS, page);
-	flush_page_of(cpu->tlb_ssk, TLB_SS_BITS, page);
-	flush_page_of(cpu->tlb_ssu, TLB_SS_BITS, page);
-	flush_page_of(cpu->tlb_code[0], TLB_CODE_BITS, page);
-	flush_page_of(cpu->tlb_code[1], TLB_CODE_BITS, page);
+	flush_page_of(cpu, cpu->tlb_k, TLB_K_BITS, page);
+	flush_page_of(cpu, cpu->tlb_ka, TLB_KA_BITS, page);
+	flush_page_of(cpu, cpu->tlb_u, TLB_U_BITS, page);
+	flush_page_of(cpu, cpu->tlb_ssk, TLB_SS_BITS, page);
+	flush_page_of(cpu, cpu->tlb_ssu, TLB_SS_BITS, page);
+	flush_page_of(cpu, cpu->tlb_code[0], TLB_CODE_BITS, page);
+	flush_page_of(cpu, cpu->tlb_code[1], TLB_CODE_BITS, page);
 
 	if (notes->large_2m[linear >> 27 & 3] >> (linear >> 21 & 63) & 1) {
 		flush_large(cpu, linear, 21, TLB_LARGE_2M);
@@ -299,7 +309,7 @@ void cpu_set_pkru(struct cpu *cpu, u32 value)
 					cpu->tlb_k + word * 64 + __builtin_ctzll(bits);
 
 				if (entry->gpa & TLB_PROTECTION_KEY)
-					drop(entry);
+					drop(cpu, entry);
 			}
 		}
 		notes->protection_keys = false;
