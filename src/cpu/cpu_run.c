@@ -50,9 +50,6 @@ struct cpu *cpu_create(const struct cpu_ops *ops, void *opaque, struct vm_code *
 		return NULL;
 	}
 	jit_install_signal_handlers();
-	// A flush empties what was filled: here is where it starts.
-	for (struct tlb_entry *e = cpu->tlb_k; e < (struct tlb_entry *)cpu->jump; e++)
-		e->read = e->write = TLB_NONE;
 	cpu->linear_bits = 48;
 	tlb_init(cpu);
 	cpu_reset(cpu, false);
@@ -460,6 +457,13 @@ static void check_canonical(struct cpu *cpu, const struct mem_record *r, u64 lin
 	cpu_gp0(cpu);
 }
 
+// Alignment comes before paging.
+static void check_alignment(struct cpu *cpu, const struct mem_record *r, u64 linear)
+{
+	if (r->align && (linear & (r->align - 1u)))
+		cpu_gp0(cpu);
+}
+
 FROM_TRANSLATED u64 jit_c_mem_slow(struct cpu *cpu, u64 record, u64 linear)
 {
 	const struct mem_record *r = &cpu->jit->mems[record];
@@ -469,6 +473,7 @@ FROM_TRANSLATED u64 jit_c_mem_slow(struct cpu *cpu, u64 record, u64 linear)
 	locate(cpu, r->page_offset, r->length);
 	cpu->jit->stat_mem_slow++;
 	check_canonical(cpu, r, linear);
+	check_alignment(cpu, r, linear);
 	host = mem_host(cpu, linear, r->size, r->access & 0xff);
 	if (!host) {
 		cpu->jit->slow_once = true;
@@ -488,6 +493,7 @@ FROM_TRANSLATED u64 jit_c_slow_begin(struct cpu *cpu, u64 record, u64 linear)
 	ENTER_C(cpu);
 	locate(cpu, r->page_offset, r->length);
 	check_canonical(cpu, r, linear);
+	check_alignment(cpu, r, linear);
 	BUG_ON(jit->slow_active == 4);
 	s = &jit->slow[jit->slow_active++];
 	s->linear = linear;

@@ -75,6 +75,7 @@ struct mem_record {
 	u8 size;
 	u16 access; // enum access
 	u8 ss;	    // #SS rather than #GP when not canonical
+	u8 align;   // #GP unless the address is a multiple of it; 0: it may be any
 	u8 seg;
 };
 

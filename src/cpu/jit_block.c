@@ -245,8 +245,22 @@ static void fetch(struct cpu *cpu, const u8 *page, unsigned offset, bool both, s
 
 static ZyanStatus decode(ZydisDecoder *decoder, struct translation *t, const struct fetch *f)
 {
+	ZyanStatus status = ZydisDecoderDecodeFull(decoder, f->at, f->available < 15 ? f->available : 15, &t->zi, t->op);
+
 	t->bytes = f->at;
-	return ZydisDecoderDecodeFull(decoder, f->at, f->available < 15 ? f->available : 15, &t->zi, t->op);
+	if (!ZYAN_SUCCESS(status) || !t->zi.raw.sib.offset || t->zi.raw.modrm.mod || t->zi.raw.sib.base != 5)
+		return status;
+	// SIB without a base: Zydis 4.0 takes it for R13D with REX.B and 32-bit addresses.
+	for (unsigned i = 0; i < t->zi.operand_count; i++) {
+		ZydisDecodedOperand *op = &t->op[i];
+
+		if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && op->mem.base == ZYDIS_REGISTER_R13D) {
+			op->mem.base = ZYDIS_REGISTER_NONE;
+			op->mem.disp.has_displacement = true;
+			op->mem.disp.value = t->zi.raw.disp.value;
+		}
+	}
+	return status;
 }
 
 static void begin_point(struct translation *t)

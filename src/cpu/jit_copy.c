@@ -95,7 +95,8 @@ static unsigned place(struct translation *t, struct copy *c, const ZydisDecodedO
 	unsigned g = tr_gpr(op->reg.value, &high), host;
 	bool write = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
 	bool read = (op->actions & ZYDIS_OPERAND_ACTION_MASK_READ) || op->size < 32 ||
-		    (op->actions & ZYDIS_OPERAND_ACTION_CONDWRITE);
+		    (op->actions & ZYDIS_OPERAND_ACTION_CONDWRITE) ||
+		    t->zi.mnemonic == ZYDIS_MNEMONIC_BSF || t->zi.mnemonic == ZYDIS_MNEMONIC_BSR; // kept for 0
 	struct lent *l;
 
 	if (high)

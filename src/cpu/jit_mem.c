@@ -199,6 +199,9 @@ void tr_access(struct translation *t, unsigned access, unsigned size, unsigned s
 	}
 	u32 record = tr_mem_record(t, access, size, seg);
 
+	t->jit->mems[record].align = t->alignment;
+	t->alignment = 0;
+
 	t->flags = FLAGS_MEM;
 	if (t->mode & MODE_SLOWMEM) {
 		e_mov_imm32(e, H_RAX, record);
@@ -235,6 +238,26 @@ void tr_access_done(struct translation *t)
 	t->open = false;
 }
 
+// What the memory operand of a copied instruction must be aligned to, else #GP. The copy itself faults
+// like that too; this is for operands that also fault otherwise.
+static unsigned required_alignment(const ZydisDecodedInstruction *zi, unsigned size)
+{
+	switch (zi->mnemonic) {
+	case ZYDIS_MNEMONIC_CMPXCHG16B:
+	case ZYDIS_MNEMONIC_VMOVAPS: case ZYDIS_MNEMONIC_VMOVAPD: case ZYDIS_MNEMONIC_VMOVDQA:
+	case ZYDIS_MNEMONIC_VMOVNTPS: case ZYDIS_MNEMONIC_VMOVNTPD: case ZYDIS_MNEMONIC_VMOVNTDQ:
+	case ZYDIS_MNEMONIC_VMOVNTDQA:
+		return size;
+	case ZYDIS_MNEMONIC_MOVUPS: case ZYDIS_MNEMONIC_MOVUPD: case ZYDIS_MNEMONIC_MOVDQU:
+	case ZYDIS_MNEMONIC_LDDQU: case ZYDIS_MNEMONIC_PCMPESTRI: case ZYDIS_MNEMONIC_PCMPESTRM:
+	case ZYDIS_MNEMONIC_PCMPISTRI: case ZYDIS_MNEMONIC_PCMPISTRM:
+		return 0;
+	default:
+		return size == 16 && zi->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
+		       zi->meta.isa_ext != ZYDIS_ISA_EXT_BASE && zi->meta.isa_ext != ZYDIS_ISA_EXT_X87 ? 16 : 0;
+	}
+}
+
 void tr_memory(struct translation *t, const ZydisDecodedOperand *op)
 {
 	unsigned access = 0;
@@ -244,6 +267,7 @@ void tr_memory(struct translation *t, const ZydisDecodedOperand *op)
 		if (op->actions & ZYDIS_OPERAND_ACTION_MASK_READ)
 			access |= ACCESS_RMW_READS;
 	}
+	t->alignment = required_alignment(&t->zi, op->size / 8);
 	tr_save_flags(t);
 	tr_address(t, op);
 	tr_access(t, access, op->size / 8, tr_segment(op->mem.segment));

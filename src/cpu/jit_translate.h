@@ -49,6 +49,7 @@ struct translation {
 	ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
 	unsigned ea_adjust; // POP m: added to RSP as a base
 	u32 open_record; // slow-memory grain: record of the access in progress
+	u8 alignment; // that the memory operand needs
 	bool open, open_write;
 	struct cold cold[MAX_COLD];
 	unsigned colds;

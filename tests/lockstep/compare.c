@@ -145,7 +145,7 @@ void print_program(const struct program *p)
 
 		if (p->code[p->insn[i].offset] == 0x90 && length > 1 && p->code[p->insn[i].offset + 1] == 0x90)
 			continue; // taken out by the minimizer
-		if (ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, p->code + p->insn[i].offset, 15, &insn, op))) {
+		if (decode(p->code + p->insn[i].offset, &insn, op)) {
 			ZydisFormatterFormatInstruction(&formatter, &insn, op, insn.operand_count_visible, text,
 							sizeof(text), at, NULL);
 			for (unsigned k = 0; k < insn.operand_count; k++) {

@@ -373,7 +373,7 @@ static bool draw(struct generator *g, int class, struct candidate *c)
 	if (t->modrm == MODRM_MEM && chance(rng, 50)) // small displacement
 		for (unsigned i = n + 2; i < n + 5 && i < 15; i++)
 			c->bytes[i] = c->bytes[n + 1] & 0x80 ? 0xff : 0;
-	return ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, c->bytes, 15, &c->insn, c->op)) &&
+	return decode(c->bytes, &c->insn, c->op) &&
 	       c->insn.mnemonic == t->mnemonic && classify(&c->insn, c->op, &why) == class;
 }
 

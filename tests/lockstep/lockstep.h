@@ -128,6 +128,7 @@ void templates_build(bool mode32);
 unsigned template_encode(const struct template *t, u8 *bytes, struct rng *rng, bool mode32, unsigned form);
 extern struct class_templates class_templates[];
 extern ZydisDecoder decoder; // of the mode under test
+bool decode(const u8 *bytes, ZydisDecodedInstruction *insn, ZydisDecodedOperand *op); // 15 bytes
 
 // ---- generate.c ----
 void generate(struct program *program, int class, u64 seed, u64 index, bool mode32);

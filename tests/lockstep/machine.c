@@ -187,6 +187,6 @@ void machine_take_exception(struct machine *m, struct cpu *cpu, struct state *en
 	end->rflags = frame[2];
 	end->gpr[RSP] = frame[3];
 	end->cr2 = end->vector == VECTOR_PF ? cpu->cr2 : 0;
-	if (end->vector == VECTOR_PF && cpu->cr2 >> 47)
+	if (end->vector == VECTOR_PF && cpu->cr2 >= 0x7ffffffff000)
 		end->error |= PF_P; // as the host's kernel pretends
 }

@@ -232,7 +232,7 @@ static void prepare_entry(const struct program *p)
 // Linux hides kernel mappings: user accesses to its half always look like protection faults.
 static void unmask_kernel_half(struct state *end)
 {
-	if (end->vector == 14 && end->cr2 >> 47)
+	if (end->vector == 14 && end->cr2 >= 0x7ffffffff000)
 		end->error |= 1;
 	if (end->vector != 14)
 		end->cr2 = 0;

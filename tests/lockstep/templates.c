@@ -12,6 +12,21 @@ ZydisDecoder decoder;
 
 static const u8 legacy_prefix[4] = { 0, 0x66, 0xf3, 0xf2 };
 
+bool decode(const u8 *bytes, ZydisDecodedInstruction *insn, ZydisDecodedOperand *op)
+{
+	if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, 15, insn, op)))
+		return false;
+	// SIB without a base: Zydis 4.0 takes it for R13D with REX.B and 32-bit addresses.
+	for (unsigned i = 0; i < insn->operand_count; i++)
+		if (insn->raw.sib.offset && !insn->raw.modrm.mod && insn->raw.sib.base == 5 &&
+		    op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && op[i].mem.base == ZYDIS_REGISTER_R13D) {
+			op[i].mem.base = ZYDIS_REGISTER_NONE;
+			op[i].mem.disp.has_displacement = true;
+			op[i].mem.disp.value = insn->raw.disp.value;
+		}
+	return true;
+}
+
 // Encodings as the enumeration asks for them: `choice` selects among the fields that only some
 // instructions leave open (vvvv), reg and rm are the ModRM fields.
 static unsigned encode_fixed(const struct template *t, u8 *bytes, unsigned reg, unsigned rm, bool other_vvvv)
