@@ -23,7 +23,8 @@ void i8042_destroy(struct machine *machine);
 int pm_create(struct machine *machine);
 void pm_destroy(struct machine *machine);
 void exit_ports_create(struct machine *machine);
-void pci_create(struct machine *machine);
+int pci_create(struct machine *machine);
+void pci_destroy(struct machine *machine);
 
 // Ports that the ACPI tables name.
 #define PM1_EVENT_PORT   0x600

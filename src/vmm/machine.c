@@ -161,12 +161,12 @@ static int machine_create_vcpus(struct machine *machine)
 
 static int machine_create_devices(struct machine *machine)
 {
-	if (serial_create(machine) < 0 || rtc_create(machine) < 0 || i8042_create(machine) < 0 || pm_create(machine) < 0) {
+	if (serial_create(machine) < 0 || rtc_create(machine) < 0 || i8042_create(machine) < 0 || pm_create(machine) < 0 ||
+	    pci_create(machine) < 0) {
 		vmm_message("out of memory");
 		return VMM_EXIT_FAILED;
 	}
 	exit_ports_create(machine);
-	pci_create(machine);
 	return 0;
 }
 
@@ -234,6 +234,7 @@ void machine_destroy(struct machine *machine)
 	rtc_destroy(machine);
 	i8042_destroy(machine);
 	pm_destroy(machine);
+	pci_destroy(machine);
 	if (machine->vm_fd >= 0)
 		machine->kvm->close(machine->vm_fd);
 	if (machine->kvm_fd >= 0)

@@ -56,7 +56,7 @@ struct machine {
 
 	struct serial *serial;
 	struct console *console;
-	void *rtc, *i8042, *pm; // owned by their files
+	void *rtc, *i8042, *pm, *pci; // owned by their files
 
 	pthread_mutex_t end_lock;
 	atomic_int end;  // enum machine_end; set once

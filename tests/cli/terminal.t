@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+# `cetkvm run` on a terminal: raw while the guest runs, the escape keys, and the terminal as it was
+# afterwards, however the run ends. The guest echoes what it reads until a 'q'.
+import os, pty, select, signal, subprocess, sys, tempfile, termios, time
+
+here = os.path.dirname(os.path.realpath(__file__))
+top = os.path.realpath(os.path.join(here, '../..'))
+build = os.environ.get('CETKVM_BUILD', os.path.join(top, 'build'))
+cetkvm = next((p for p in (build + '/cetkvm', build + '/src/cli/cetkvm') if os.access(p, os.X_OK)), None)
+if not cetkvm:
+    print('1..0 # SKIP cetkvm is not built')
+    sys.exit(0)
+
+count = failed = 0
+def check(good, name, detail=''):
+    global count, failed
+    count += 1
+    failed += not good
+    print('%s %d - %s' % ('ok' if good else 'not ok', count, name))
+    if not good and detail:
+        print('#   ' + str(detail))
+
+scratch = tempfile.mkdtemp()
+def guest(name):
+    path = os.path.join(scratch, name)
+    subprocess.check_call(['gcc', '-nostdlib', '-static', '-no-pie', '-Wl,--build-id=none', '-Wl,-z,noexecstack',
+                           '-Wl,-Ttext-segment=0x100000', '-DGUEST=' + name, '-o', path, here + '/guests.S'])
+    return path
+
+# A run on a terminal of its own.
+class Run:
+    def __init__(self, kernel):
+        self.master, self.slave = pty.openpty()
+        self.before = termios.tcgetattr(self.slave)
+        def session():
+            os.setsid()
+            import fcntl
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        self.process = subprocess.Popen(
+            [cetkvm, 'run'] + os.environ.get('CETKVM_OPTIONS', '').split() +
+            ['--mem', '64M', '--timeout', '30', '--kernel', kernel],
+            stdin=self.slave, stdout=self.slave, stderr=self.slave, preexec_fn=session)
+        self.output = b''
+    def is_raw(self):
+        return not termios.tcgetattr(self.slave)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
+    def is_restored(self):
+        return termios.tcgetattr(self.slave)[:4] == self.before[:4]
+    def type(self, text):
+        os.write(self.master, text)
+    def wait_for(self, condition, seconds=20):
+        end = time.time() + seconds
+        while time.time() < end:
+            if select.select([self.master], [], [], 0.05)[0]:
+                try:
+                    self.output += os.read(self.master, 4096)
+                except OSError:
+                    pass
+            if condition():
+                return True
+        return False
+    def end(self):
+        self.wait_for(lambda: self.process.poll() is not None)
+        return self.process.poll()
+
+echo, hang = guest('echo'), guest('hang')
+
+run = Run(echo)
+check(run.wait_for(run.is_raw), 'the terminal is raw while the guest runs')
+run.type(b'ab\x03c')
+check(run.wait_for(lambda: b'ab\x03c' in run.output), 'keys reach the guest, Ctrl-C too', run.output)
+run.type(b'\x01\x01z')
+check(run.wait_for(lambda: b'\x01z' in run.output), 'Ctrl-A Ctrl-A types one Ctrl-A', run.output)
+run.type(b'q')
+check(run.end() == 7, 'the guest ends the run', run.process.poll())
+check(run.is_restored(), 'the terminal is as it was after the guest has ended')
+
+run = Run(echo)
+run.wait_for(run.is_raw)
+run.type(b'\x01x')
+check(run.end() == 0, 'Ctrl-A x ends the run', run.process.poll())
+check(run.is_restored(), 'the terminal is as it was after Ctrl-A x')
+
+run = Run(hang)
+run.wait_for(run.is_raw)
+run.type(b'\x01x')
+check(run.end() == 0, 'Ctrl-A x ends a guest that hangs', run.process.poll())
+
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    run = Run(hang)
+    run.wait_for(run.is_raw)
+    run.process.send_signal(number)
+    check(run.end() == 128 + number, 'status after %s' % number.name, run.process.poll())
+    check(run.is_restored(), 'the terminal is as it was after %s' % number.name)
+
+run = Run(guest('triple_fault'))
+check(run.end() == 3, 'status of a crash', run.process.poll())
+check(run.is_restored(), 'the terminal is as it was after a crash')
+
+subprocess.call(['rm', '-rf', scratch])
+print('1..%d' % count)
+sys.exit(failed != 0)
