@@ -50,7 +50,7 @@ struct block {
 	u32 code;      // offset of its code in the cache
 	u32 code_size;
 	u32 first_point;
-	u32 hash_next, page_next; // block index + 1
+	u32 hash_next, page_next, cross_next; // block index + 1
 	u16 endbr_entry; // offset from code of the entry behind a leading ENDBR, 0: there is none
 	bool dead;
 };
@@ -90,6 +90,7 @@ struct call_record {
 struct code_page {
 	u64 gpa;
 	u32 first_block; // index + 1
+	u32 first_cross; // blocks of the page before that end in this one
 	u32 next;	 // hash chain, index + 1
 	u32 slow_writes;
 };

@@ -285,10 +285,12 @@ void jit_publish_block(struct jit *jit, struct block *b)
 	*head = jit->block_count;
 	b->page_next = page->first_block;
 	page->first_block = jit->block_count;
-	// A block that crosses into a second page is checked against that page's list when found
-	// (jit_get_block) and dropped with it through the page's record.
-	if (b->gpa2)
-		find_page(jit, b->gpa2, true);
+	// A block that crosses into a second page goes with either of them.
+	if (b->gpa2) {
+		page = find_page(jit, b->gpa2, true);
+		b->cross_next = page->first_cross;
+		page->first_cross = jit->block_count;
+	}
 	jit->stat_blocks++;
 }
 
@@ -341,11 +343,9 @@ void jit_invalidate_page(struct cpu *cpu, u64 gpa)
 		return;
 	for (u32 n = page->first_block; n; n = jit->blocks[n - 1].page_next)
 		jit->blocks[n - 1].dead = true;
-	page->first_block = 0;
-	// Blocks that end in this page but begin in another one.
-	for (u32 i = 0; i < jit->block_count; i++)
-		if (jit->blocks[i].gpa2 == (gpa & ~0xfffull))
-			jit->blocks[i].dead = true;
+	for (u32 n = page->first_cross; n; n = jit->blocks[n - 1].cross_next)
+		jit->blocks[n - 1].dead = true;
+	page->first_block = page->first_cross = 0;
 	jit_clear_jumps(cpu);
 	// A dead block may be running and chained to itself: have it leave at its next entry.
 	cpu_request(cpu, REQ_EVENT);
@@ -457,8 +457,7 @@ void jit_page_written(struct cpu *cpu, u64 gpa, unsigned size)
 
 			hit = gpa < b->gpa + b->length && gpa + size > b->gpa;
 		}
-		for (u32 i = 0; i < jit->block_count && !hit; i++)
-			hit = jit->blocks[i].gpa2 == (gpa & ~0xfffull) && !jit->blocks[i].dead;
+		hit |= page && page->first_cross;
 		if (hit) {
 			if (page)
 				page->slow_writes = 0;
