@@ -265,7 +265,7 @@ struct cpu {
 	u64 rip_base;		 // 0x088 RIP (EIP) of the start of the current code page
 	u64 ssp;		 // 0x090
 	u64 temp[4];		 // 0x098
-	u64 fs_base_unused;	 // 0x0b8
+	u64 temp_unused;	 // 0x0b8
 	u64 host_rsp;		 // 0x0c0
 	u64 jit_return;		 // 0x0c8
 	u64 jit_arg;		 // 0x0d0
@@ -285,6 +285,10 @@ struct cpu {
 	struct jump_entry jump_ibt[2][1 << JUMP_IBT_BITS];
 	u32 irq_wait;		 // an interrupt waits for RFLAGS.IF: STI and friends must look
 	u32 tlb_ac_count;	 // entries for user pages in tlb_k, made under EFLAGS.AC (SMAP)
+
+	// The page that each privilege class last wrote through RSP, and its host address: most stack accesses
+	// hit it. A part of the TLB: see tlb_forget_stack().
+	struct { u64 tag, host; } stack_page[2];
 
 	// ---- the rest is C's ----
 	u8 cpl;

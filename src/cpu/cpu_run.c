@@ -574,6 +574,8 @@ FROM_TRANSLATED u64 jit_c_host_fault(struct cpu *cpu)
 		cpu_raise(cpu, cpu->cr4 & CR4_OSXMMEXCPT ? VECTOR_XM : VECTOR_UD);
 		break;
 	default:
+		if (jit->fault_address < 4096) // see tlb_forget_stack()
+			cpu_raise_error(cpu, VECTOR_SS, 0);
 		cpu->fault_hva = jit->fault_address;
 		cpu_abort(cpu, CPU_EXIT_FAULT);
 	}

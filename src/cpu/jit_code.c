@@ -170,6 +170,7 @@ void jit_clear_jumps(struct cpu *cpu)
 // Called by the TLB's flushes: jumps are cached by linear address.
 void jit_tlb_flushed(struct cpu *cpu, bool global)
 {
+	tlb_forget_stack(cpu);
 	if (!cpu->jit)
 		return;
 	clear_jumps(cpu, 1);
@@ -196,6 +197,7 @@ void jit_tlb_flushed_page(struct cpu *cpu, u64 linear)
 {
 	unsigned n = jump_filter(linear);
 
+	tlb_forget_stack(cpu);
 	if (cpu->jit && (cpu->jit->jump_pages[n / 64] >> (n % 64) & 1))
 		jit_clear_jumps(cpu);
 }
@@ -357,6 +359,7 @@ static void drop_writable(struct cpu *cpu, u64 gpa)
 	const unsigned size[] = { 1 << TLB_K_BITS, 1 << TLB_KA_BITS, 1 << TLB_U_BITS,
 				  1 << TLB_SS_BITS, 1 << TLB_SS_BITS };
 
+	tlb_forget_stack(cpu);
 	for (unsigned t = 0; t < 5; t++)
 		for (unsigned i = 0; i < size[t]; i++)
 			if (((table[t][i].gpa ^ gpa) & ~0xfffull) == 0)

@@ -207,6 +207,11 @@ static unsigned stack_width(struct translation *t)
 	return MODE_64(t->mode) ? 64 : t->mode & MODE_SS32 ? 32 : 16;
 }
 
+static unsigned stack_bit(struct translation *t)
+{
+	return MODE_64(t->mode) ? ACCESS_STACK : 0;
+}
+
 static void stack_address(struct translation *t, int delta) // T0 = SP + delta
 {
 	unsigned width = stack_width(t);
@@ -241,7 +246,7 @@ static void push(struct translation *t, unsigned reg, unsigned size)
 {
 	tr_save_flags(t);
 	stack_address(t, -(int)size);
-	tr_access(t, ACCESS_WRITE, size, SEG_SS);
+	tr_access(t, ACCESS_WRITE | stack_bit(t), size, SEG_SS);
 	if (reg == H_T1)
 		e_load(E(t), H_T1, OFF(temp[0]));
 	sized_store(t, reg, size);
@@ -303,7 +308,7 @@ static bool push_insn(struct translation *t)
 	case ZYDIS_OPERAND_TYPE_IMMEDIATE:
 		tr_save_flags(t);
 		stack_address(t, -(int)size);
-		tr_access(t, ACCESS_WRITE, size, SEG_SS);
+		tr_access(t, ACCESS_WRITE | stack_bit(t), size, SEG_SS);
 		if (size == 2)
 			e1(E(t), 0x66);
 		e_rex(E(t), size == 8, 0, 0, 0, false);
@@ -337,7 +342,7 @@ static bool pop_insn(struct translation *t)
 		return false;
 	tr_save_flags(t);
 	stack_address(t, 0);
-	tr_access(t, 0, size, SEG_SS);
+	tr_access(t, stack_bit(t), size, SEG_SS);
 	load_sized(t, H_T1, size);
 	tr_access_done(t);
 	if (op->type == ZYDIS_OPERAND_TYPE_REGISTER) {
@@ -366,7 +371,7 @@ static void leave(struct translation *t)
 		e3(E(t), 0x0f, 0xb7, 0xc0 | H_T0 << 3 | H_RBP);
 	else
 		e_op_rr(E(t), width == 64, 0x8b, H_T0, H_RBP);
-	tr_access(t, 0, size, SEG_SS);
+	tr_access(t, stack_bit(t), size, SEG_SS);
 	load_sized(t, H_T1, size);
 	tr_access_done(t);
 	// SP = BP + size in the stack's width, then BP.
@@ -504,7 +509,7 @@ static void ret(struct translation *t)
 
 	tr_save_flags(t);
 	stack_address(t, 0);
-	tr_access(t, 0, size, SEG_SS);
+	tr_access(t, stack_bit(t), size, SEG_SS);
 	load_sized(t, H_T1, size);
 	e_store(E(t), H_T1, OFF(temp[0]));
 	tr_access_done(t);

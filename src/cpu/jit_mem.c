@@ -178,6 +178,59 @@ static void apply_segment(struct translation *t, unsigned seg, unsigned access, 
 	t->flags = FLAGS_MEM;
 }
 
+// The check up to and including the jump to the slow path, whose hole it returns.
+static u8 *look_up(struct emit *e, unsigned bits, int tag, unsigned size)
+{
+	e4(e, 0xf0fbe3c4); // rorx rax, rdi, 7
+	e2(e, 0xc7, 12 - 5);
+	e1(e, 0x25); // and eax, mask
+	e4(e, ((1u << bits) - 1) << 5);
+	e2(e, 0x48, 0x33); // xor rdi, [rsp + rax + tag]
+	e_modrm_sib(e, H_T0, H_RSP, H_RAX, 0, tag);
+	e_alu_imm(e, true, 7, H_T0, 4096 - (int)size);
+	return e_jcc_hole(e, CC_A);
+}
+
+static void slow_call(struct translation *t, int tag, u32 record, const u8 *back)
+{
+	struct emit *e = &t->e;
+
+	e2(e, 0x48, 0x33); // xor rdi, tag: the address again
+	e_modrm_sib(e, H_T0, H_RSP, H_RAX, 0, tag);
+	e_mov_imm32(e, H_RAX, record);
+	e_call(e, t->jit->mem_slow);
+	e_jmp(e, back + e->to_rx);
+}
+
+// Not on the page the stack was last written on: the ordinary check. A write makes its page the one.
+static void stack_miss(struct translation *t, struct cold *c)
+{
+	struct emit *e = &t->e;
+	bool write = c->access & ACCESS_WRITE;
+	int page = OFF(stack_page[MODE_CPL_OF(t->mode) == 3]), host = c->tlb + (int)offsetof(struct tlb_entry, host);
+	int tag = c->tlb + (write ? offsetof(struct tlb_entry, write) : offsetof(struct tlb_entry, read));
+	u8 *hole;
+
+	e_op_rm(e, true, 0x03, H_T0, H_RSP, page); // add rdi, tag: the address again
+	hole = look_up(e, c->bits, tag, c->size);
+	if (write) {
+		e_store(e, H_T0, OFF(temp[2]));
+		e2(e, 0x48, 0x8b); // mov rdi, host
+		e_modrm_sib(e, H_T0, H_RSP, H_RAX, 0, host);
+		e_store(e, H_T0, page + 8);
+		e2(e, 0x48, 0x8b); // mov rax, tag
+		e_modrm_sib(e, H_RAX, H_RSP, H_RAX, 0, tag);
+		e_store(e, H_RAX, page);
+		e_op_rm(e, true, 0x03, H_T0, H_RSP, OFF(temp[2]));
+	} else {
+		e2(e, 0x48, 0x03); // add rdi, host
+		e_modrm_sib(e, H_T0, H_RSP, H_RAX, 0, host);
+	}
+	e_jmp(e, c->back + e->to_rx);
+	e_fill_hole(hole, e->p);
+	slow_call(t, tag, c->record, c->back);
+}
+
 void tr_access(struct translation *t, unsigned access, unsigned size, unsigned seg)
 {
 	struct emit *e = &t->e;
@@ -211,16 +264,20 @@ void tr_access(struct translation *t, unsigned access, unsigned size, unsigned s
 		t->open_write = write;
 		return;
 	}
+	if (access & ACCESS_STACK) {
+		int page = OFF(stack_page[user]);
+
+		e_op_rm(e, true, 0x2b, H_T0, H_RSP, page); // sub rdi, tag
+		e_alu_imm(e, true, 7, H_T0, 4096 - (int)size);
+		u8 *miss = e_jcc_hole(e, CC_A);
+		e_op_rm(e, true, 0x03, H_T0, H_RSP, page + 8); // add rdi, host
+		tr_cold(t, (struct cold){ .kind = COLD_STACK, .hole = miss, .back = e->p, .record = record,
+					  .tlb = table, .bits = bits, .access = access, .size = size });
+		return;
+	}
 	int tag = table + (write ? offsetof(struct tlb_entry, write) : offsetof(struct tlb_entry, read));
 
-	e4(e, 0xf0fbe3c4); // rorx rax, rdi, 7
-	e2(e, 0xc7, 12 - 5);
-	e1(e, 0x25); // and eax, mask
-	e4(e, ((1u << bits) - 1) << 5);
-	e2(e, 0x48, 0x33); // xor rdi, [rsp + rax + tag]
-	e_modrm_sib(e, H_T0, H_RSP, H_RAX, 0, tag);
-	e_alu_imm(e, true, 7, H_T0, 4096 - (int)size);
-	u8 *hole = e_jcc_hole(e, CC_A);
+	u8 *hole = look_up(e, bits, tag, size);
 	e2(e, 0x48, 0x03); // add rdi, [rsp + rax + host]
 	e_modrm_sib(e, H_T0, H_RSP, H_RAX, 0, table + (int)offsetof(struct tlb_entry, host));
 	tr_cold(t, (struct cold){ .kind = COLD_MEM, .hole = hole, .back = e->p, .record = record,
@@ -268,6 +325,8 @@ void tr_memory(struct translation *t, const ZydisDecodedOperand *op)
 			access |= ACCESS_RMW_READS;
 	}
 	t->alignment = required_alignment(&t->zi, op->size / 8);
+	if (op->mem.base == ZYDIS_REGISTER_RSP && op->mem.index == ZYDIS_REGISTER_NONE && MODE_64(t->mode))
+		access |= ACCESS_STACK;
 	tr_save_flags(t);
 	tr_address(t, op);
 	tr_access(t, access, op->size / 8, tr_segment(op->mem.segment));
@@ -280,11 +339,10 @@ static void emit_cold(struct translation *t, struct cold *c)
 	e_fill_hole(c->hole, e->p);
 	switch (c->kind) {
 	case COLD_MEM:
-		e2(e, 0x48, 0x33); // xor rdi, tag: the address again
-		e_modrm_sib(e, H_T0, H_RSP, H_RAX, 0, c->table);
-		e_mov_imm32(e, H_RAX, c->record);
-		e_call(e, t->jit->mem_slow);
-		e_jmp(e, c->back + e->to_rx);
+		slow_call(t, c->table, c->record, c->back);
+		break;
+	case COLD_STACK:
+		stack_miss(t, c);
 		break;
 	case COLD_JCC:
 		if (c->save_flags) {

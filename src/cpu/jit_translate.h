@@ -16,7 +16,7 @@ enum flags_state {
 	FLAGS_HOST, // in the host's flags only
 };
 
-enum cold_kind { COLD_MEM, COLD_JCC, COLD_CHAIN, COLD_LOOKUP, COLD_REQUEST, COLD_CALL_END };
+enum cold_kind { COLD_MEM, COLD_STACK, COLD_JCC, COLD_CHAIN, COLD_LOOKUP, COLD_REQUEST, COLD_CALL_END };
 
 // Something to be emitted behind the block's straight line.
 struct cold {
@@ -25,6 +25,9 @@ struct cold {
 	enum cold_kind kind;
 	u32 record;
 	int table;	  // COLD_MEM: offset of the TLB's tag
+	int tlb;	  // COLD_STACK: offset of the TLB
+	unsigned bits;	  // COLD_STACK: of the TLB's index
+	u16 access, size;
 	bool save_flags;  // COLD_JCC
 	s64 target;	  // page offset, may be outside 0..4095
 	bool indirect;
@@ -61,7 +64,7 @@ void tr_restore_flags(struct translation *t);	  // makes the host's flags valid;
 int tr_gpr(ZydisRegister reg, bool *high);	  // guest register number, -1: not a GPR
 void tr_address(struct translation *t, const ZydisDecodedOperand *op); // T0 = offset in its segment; uses T1
 #define ACCESS_RMW_READS 0x100
-#define ACCESS_STACK 0x200 // faults are #SS
+#define ACCESS_STACK 0x200 // through RSP: likely to hit cpu->stack_page
 // T0 = linear address -> T0 = host address, checked. Uses T1 and the host's flags.
 void tr_access(struct translation *t, unsigned access, unsigned size, unsigned seg);
 void tr_access_done(struct translation *t);

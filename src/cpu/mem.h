@@ -71,6 +71,13 @@ void tlb_init(struct cpu *cpu); // for a new vCPU: every entry unused
 #define TLB_PROTECTION_KEY 8ull // what it allows depends on PKRU
 #define TLB_AC 16ull // in the supervisor table because EFLAGS.AC is set
 #define TLB_GPA(entry) ((entry)->gpa & ~0xfffull)
+static inline void tlb_forget_stack(struct cpu *cpu)
+{
+	// Only an address that is not canonical can match: it then faults on the host's page 0, and
+	// jit_c_host_fault() knows what that means.
+	cpu->stack_page[0].tag = cpu->stack_page[1].tag = 1ull << 62;
+	cpu->stack_page[0].host = cpu->stack_page[1].host = 0;
+}
 void tlb_flush_all(struct cpu *cpu);	    // everything, also code translations by address
 void tlb_flush_nonglobal(struct cpu *cpu);  // MOV CR3, INVPCID all but globals
 void tlb_flush_page(struct cpu *cpu, u64 linear); // INVLPG (global pages too)

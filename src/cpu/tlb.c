@@ -70,6 +70,7 @@ void tlb_drop_ac(struct cpu *cpu)
 	unsigned count = cpu->tlb_ac_count;
 
 	cpu->tlb_ac_count = 0;
+	tlb_forget_stack(cpu);
 	if (count > TLB_AC_MAX) {
 		for (unsigned i = 0; i < 1 << TLB_K_BITS; i++)
 			if (cpu->tlb_k[i].gpa & TLB_AC)
@@ -293,6 +294,7 @@ void cpu_set_pkru(struct cpu *cpu, u32 value)
 	u32 changed = cpu->pkru ^ value;
 
 	cpu->pkru = value;
+	tlb_forget_stack(cpu);
 	if (!changed || !(cpu->cr4 & CR4_PKE))
 		return;
 	// Nearly all pages have key 0, and nearly no guest takes rights to it away.
