@@ -243,7 +243,8 @@ struct tlb_notes {
 	bool large_code;
 	u16 ac_entries[TLB_AC_MAX]; // numbers of the first tlb_ac_count entries made under EFLAGS.AC
 	bool protection_keys; // there are entries that depend on PKRU by a key other than 0
-	struct page_cache_entry pages[PAGE_CACHE_SIZE]; // answers of ops->map
+	// Answers of ops->map: [0] for paging structures, [1] for what they map.
+	struct page_cache_entry pages[2][PAGE_CACHE_SIZE];
 };
 
 struct pending_event {

@@ -25,10 +25,12 @@
 
 // ---- physical accesses ----
 
-static struct page_cache_entry *page_cache(struct cpu *cpu, u64 gpa)
+enum page_use { USE_WALK, USE_DATA }; // data must not push the paging structures out
+
+static struct page_cache_entry *page_cache(struct cpu *cpu, u64 gpa, enum page_use use)
 {
 	struct page_cache_entry *page =
-		&cpu->tlb_notes.pages[gpa >> 12 & (PAGE_CACHE_SIZE - 1)];
+		&cpu->tlb_notes.pages[use][gpa >> 12 & (PAGE_CACHE_SIZE - 1)];
 
 	gpa &= ~0xfffull;
 	if (page->gpa != gpa) {
@@ -42,7 +44,7 @@ static struct page_cache_entry *page_cache(struct cpu *cpu, u64 gpa)
 
 u8 *phys_page(struct cpu *cpu, u64 gpa, unsigned *flags)
 {
-	struct page_cache_entry *page = page_cache(cpu, gpa);
+	struct page_cache_entry *page = page_cache(cpu, gpa, USE_DATA);
 
 	*flags = page->flags;
 	return page->host;
@@ -50,19 +52,22 @@ u8 *phys_page(struct cpu *cpu, u64 gpa, unsigned *flags)
 
 #define PAGE_MARKED_DIRTY 0x100u // in page_cache_entry.flags
 
-void phys_mark_dirty(struct cpu *cpu, u64 gpa)
+static void mark_dirty(struct cpu *cpu, struct page_cache_entry *page)
 {
-	struct page_cache_entry *page = page_cache(cpu, gpa);
-
 	if ((page->flags & (PAGE_LOG_DIRTY | PAGE_MARKED_DIRTY)) == PAGE_LOG_DIRTY) {
 		page->flags |= PAGE_MARKED_DIRTY;
-		cpu->ops->mark_dirty(cpu->opaque, gpa & ~0xfffull);
+		cpu->ops->mark_dirty(cpu->opaque, page->gpa);
 	}
+}
+
+void phys_mark_dirty(struct cpu *cpu, u64 gpa)
+{
+	mark_dirty(cpu, page_cache(cpu, gpa, USE_DATA));
 }
 
 bool phys_read64(struct cpu *cpu, u64 gpa, u64 *value)
 {
-	u8 *host = page_cache(cpu, gpa)->host;
+	u8 *host = page_cache(cpu, gpa, USE_WALK)->host;
 
 	if (!host)
 		return false;
@@ -73,7 +78,7 @@ bool phys_read64(struct cpu *cpu, u64 gpa, u64 *value)
 
 bool phys_read32(struct cpu *cpu, u64 gpa, u32 *value)
 {
-	u8 *host = page_cache(cpu, gpa)->host;
+	u8 *host = page_cache(cpu, gpa, USE_WALK)->host;
 
 	if (!host)
 		return false;
@@ -85,7 +90,7 @@ bool phys_read32(struct cpu *cpu, u64 gpa, u32 *value)
 // True: memory holds `desired` now, or cannot be written at all. False: it was not `expected`.
 static bool update_entry(struct cpu *cpu, u64 gpa, u64 expected, u64 desired, unsigned size)
 {
-	struct page_cache_entry *page = page_cache(cpu, gpa);
+	struct page_cache_entry *page = page_cache(cpu, gpa, USE_WALK);
 	u8 *host = page->host;
 	u64 old = expected;
 	u32 old32 = expected;
@@ -93,7 +98,7 @@ static bool update_entry(struct cpu *cpu, u64 gpa, u64 expected, u64 desired, un
 
 	if (!host || (page->flags & PAGE_READONLY))
 		return true;
-	phys_mark_dirty(cpu, gpa);
+	mark_dirty(cpu, page);
 	jit_page_written(cpu, gpa, size);
 	host += gpa & 0xfff;
 	done = size == 8 ? guest_cmpxchg64(host, &old, desired) : guest_cmpxchg32(host, &old32, desired);
@@ -104,7 +109,7 @@ static bool update_entry(struct cpu *cpu, u64 gpa, u64 expected, u64 desired, un
 
 bool phys_cmpxchg(struct cpu *cpu, u64 gpa, u64 expected, u64 desired, unsigned size)
 {
-	struct page_cache_entry *page = page_cache(cpu, gpa);
+	struct page_cache_entry *page = page_cache(cpu, gpa, USE_WALK);
 
 	return page->host && !(page->flags & PAGE_READONLY) &&
 	       update_entry(cpu, gpa, expected, desired, size);
@@ -116,14 +121,14 @@ static bool phys_copy(struct cpu *cpu, u64 gpa, void *data, unsigned size, bool 
 
 	while (size) {
 		unsigned part = 0x1000 - (gpa & 0xfff);
-		struct page_cache_entry *page = page_cache(cpu, gpa);
+		struct page_cache_entry *page = page_cache(cpu, gpa, USE_DATA);
 		u8 *host = page->host + (gpa & 0xfff);
 
 		part = part < size ? part : size;
 		if (!page->host || (write && (page->flags & PAGE_READONLY)))
 			return false;
 		if (write) {
-			phys_mark_dirty(cpu, gpa);
+			mark_dirty(cpu, page);
 			jit_page_written(cpu, gpa, part);
 		}
 		if (write ? !guest_copy(host, bytes, part) : !guest_copy(bytes, host, part))

@@ -15,9 +15,17 @@
 //   tlb_flush_all(), which follows every change of the memory map.
 #include "cpu/mem.h"
 
-#define ENTRY_INDEX(cpu, entry) ((unsigned)((entry) - (cpu)->tlb_k))
-
 // The tables lie behind one another, so that an entry has one number.
+static inline struct tlb_entry *entry_at(struct cpu *cpu, unsigned number)
+{
+	return (struct tlb_entry *)((u8 *)cpu + offsetof(struct cpu, tlb_k)) + number;
+}
+
+static inline unsigned number_of(struct cpu *cpu, const struct tlb_entry *entry)
+{
+	return entry - entry_at(cpu, 0);
+}
+
 #define AT(table, number) \
 	_Static_assert(offsetof(struct cpu, table) == \
 		       offsetof(struct cpu, tlb_k) + (number) * sizeof(struct tlb_entry), "TLB layout")
@@ -45,16 +53,13 @@ static void note_filled(struct cpu *cpu, unsigned number, u64 linear, u64 gpa)
 
 static void drop(struct cpu *cpu, struct tlb_entry *entry)
 {
-	entry->read = entry->write = TLB_NONE(ENTRY_INDEX(cpu, entry));
+	entry->read = entry->write = TLB_NONE(number_of(cpu, entry));
 }
 
 void tlb_init(struct cpu *cpu)
 {
-	unsigned count = 2 * (1 << TLB_K_BITS) + (1 << TLB_KA_BITS) + 2 * (1 << TLB_SS_BITS) +
-			 2 * (1 << TLB_CODE_BITS);
-
-	for (unsigned i = 0; i < count; i++)
-		drop(cpu, cpu->tlb_k + i);
+	for (unsigned i = 0; i < TLB_ENTRIES; i++)
+		drop(cpu, entry_at(cpu, i));
 }
 
 // A supervisor access that SMAP lets through because of EFLAGS.AC.
@@ -119,8 +124,8 @@ static bool fill_ac(struct cpu *cpu, struct tlb_entry *entry, u64 page, unsigned
 		return false;
 	*entry = *user;
 	entry->gpa |= TLB_AC;
-	note_filled(cpu, ENTRY_INDEX(cpu, entry), page, entry->gpa);
-	note_ac(cpu, ENTRY_INDEX(cpu, entry));
+	note_filled(cpu, number_of(cpu, entry), page, entry->gpa);
+	note_ac(cpu, number_of(cpu, entry));
 	return true;
 }
 
@@ -134,7 +139,7 @@ struct tlb_entry *tlb_fill(struct cpu *cpu, u64 linear, unsigned access, u64 *gp
 	u8 *host;
 
 	entry += page >> 12 & (entries - 1);
-	tag_write = none = TLB_NONE(ENTRY_INDEX(cpu, entry));
+	tag_write = none = TLB_NONE(number_of(cpu, entry));
 	if (ac && fill_ac(cpu, entry, page, access))
 		return entry;
 	if (!paging_walk(cpu, linear, access, &walk))
@@ -160,10 +165,10 @@ struct tlb_entry *tlb_fill(struct cpu *cpu, u64 linear, unsigned access, u64 *gp
 		      : walk.page_size > 2 << 20 ? TLB_LARGE_1G
 						 : 0) |
 		     (walk.protection_key ? TLB_PROTECTION_KEY : 0);
-	note_filled(cpu, ENTRY_INDEX(cpu, entry), linear, entry->gpa);
+	note_filled(cpu, number_of(cpu, entry), linear, entry->gpa);
 	if (ac && walk.user) {
 		entry->gpa |= TLB_AC;
-		note_ac(cpu, ENTRY_INDEX(cpu, entry));
+		note_ac(cpu, number_of(cpu, entry));
 	}
 	if ((access & ACCESS_FETCH) && walk.page_size > 4096)
 		cpu->tlb_notes.large_code = true;
@@ -203,7 +208,7 @@ static void flush_kind(struct cpu *cpu, unsigned kind)
 			notes->filled[kind][word] = 0;
 			for (; bits; bits &= bits - 1) {
 				struct tlb_entry *entry =
-					cpu->tlb_k + word * 64 + __builtin_ctzll(bits);
+					entry_at(cpu, word * 64 + __builtin_ctzll(bits));
 
 				// Its place may have been taken by an entry of the other kind.
 				if ((entry->gpa & TLB_GLOBAL) == kind)
@@ -220,7 +225,7 @@ void tlb_flush_all(struct cpu *cpu)
 	flush_kind(cpu, 0);
 	flush_kind(cpu, 1);
 	for (unsigned i = 0; i < PAGE_CACHE_SIZE; i++)
-		notes->pages[i].gpa = 1;
+		notes->pages[0][i].gpa = notes->pages[1][i].gpa = 1;
 	for (unsigned i = 0; i < 4; i++)
 		notes->large_2m[i] = 0;
 	notes->large_1g = 0;
@@ -245,7 +250,7 @@ static void flush_large(struct cpu *cpu, u64 linear, unsigned shift, u64 flag)
 		u64 bits = notes->filled[0][word] | notes->filled[1][word];
 
 		for (; bits; bits &= bits - 1) {
-			struct tlb_entry *entry = cpu->tlb_k + word * 64 + __builtin_ctzll(bits);
+			struct tlb_entry *entry = entry_at(cpu, word * 64 + __builtin_ctzll(bits));
 
 			if ((entry->gpa & flag) && !((entry->read ^ linear) >> shift))
 				drop(cpu, entry);
@@ -308,7 +313,7 @@ void cpu_set_pkru(struct cpu *cpu, u32 value)
 
 			for (; bits; bits &= bits - 1) {
 				struct tlb_entry *entry =
-					cpu->tlb_k + word * 64 + __builtin_ctzll(bits);
+					entry_at(cpu, word * 64 + __builtin_ctzll(bits));
 
 				if (entry->gpa & TLB_PROTECTION_KEY)
 					drop(cpu, entry);
