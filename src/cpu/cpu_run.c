@@ -4,6 +4,7 @@
 // cpu_run() lives on the thread's stack. Exceptions raised anywhere below it come back to its
 // sigsetjmp(); translated code is entered through jit->enter and comes back when it needs the loop.
 #include "base/log.h"
+#include "cpu/debug.h"
 #include "cpu/fpu.h"
 #include "cpu/guest_access.h"
 #include "cpu/jit.h"
@@ -12,6 +13,7 @@
 #include "cpu/transfer.h"
 
 #include <errno.h>
+#include <linux/kvm.h>
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -112,6 +114,12 @@ void cpu_check_ops(struct cpu *cpu, enum cpu_ops_result result)
 		cpu_gp0(cpu);
 	if (result == CPU_OPS_EXIT)
 		cpu_abort(cpu, CPU_EXIT_OPS);
+}
+
+// Breakpoints or a debugger: one instruction at a time, looked at before and behind.
+static bool debugging(const struct cpu *cpu)
+{
+	return (cpu->dr7 & DR7_ENABLES) || cpu->guest_debug;
 }
 
 // ---- mode ----
@@ -502,6 +510,8 @@ FROM_TRANSLATED u64 jit_c_slow_begin(struct cpu *cpu, u64 record, u64 linear)
 	    (r->size & (r->size - 1)) == 0)
 		cpu_raise_error(cpu, VECTOR_AC, 0);
 	u8 *buffer = s->buffer + (linear & 63);
+	if (debugging(cpu) && !(access & ACCESS_SS))
+		jit->debug_bits |= debug_data_match(cpu, linear, r->size, access & ACCESS_WRITE ? DEBUG_WRITE : DEBUG_READ);
 	if (access & ACCESS_WRITE)
 		mem_probe_write(cpu, linear, r->size, access);
 	if (!(access & ACCESS_WRITE) || (r->access & 0x100))
@@ -670,19 +680,40 @@ static int debug_tracing = -1;
 
 typedef u64 enter_function(struct cpu *cpu, const u8 *entry);
 
+// Behind an instruction: what of #DB has come together. MOV SS and POP SS hold data breakpoints back
+// for one instruction, and there is no single-step trap behind them.
+static void debug_boundary(struct cpu *cpu, bool step)
+{
+	struct jit *jit = cpu->jit;
+
+	if (cpu->mov_ss_shadow)
+		return;
+	if (step)
+		jit->debug_bits |= DR6_BS;
+	if (jit->debug_bits)
+		debug_trap(cpu, jit->debug_bits);
+	jit->debug_bits = 0;
+}
+
 // Runs blocks until something needs the loop.
 static void run_blocks(struct cpu *cpu)
 {
 	struct jit *jit = cpu->jit;
 	u32 mode = jit_mode(cpu);
-	bool step = cpu->rflags & FLAG_TF, shadow = cpu->interrupt_shadow;
-	bool single = cpu->single_grain || step || shadow || jit->slow_once || cpu->replay ||
+	bool step = (cpu->rflags & FLAG_TF) || (cpu->guest_debug & KVM_GUESTDBG_SINGLESTEP);
+	bool shadow = cpu->interrupt_shadow || cpu->mov_ss_shadow, debug = debugging(cpu);
+	bool single = cpu->single_grain || step || shadow || debug || jit->slow_once || cpu->replay ||
 		      (mode & (MODE_SINGLE | MODE_SLOWMEM));
 	struct block *b;
 
 	if (debug_tracing > 0) {
 		single = true;
 		debug_trace(cpu);
+	}
+	if (debug) {
+		debug_check_code(cpu);
+		if (debug_wants_data(cpu))
+			mode |= MODE_SLOWMEM;
 	}
 	if (jit->slow_once)
 		mode |= MODE_SLOWMEM;
@@ -695,6 +726,8 @@ static void run_blocks(struct cpu *cpu)
 	b = jit_get_block(cpu, mode);
 	enter_mode(cpu, mode);
 	cpu->interrupt_shadow = cpu->mov_ss_shadow = false;
+	if (single)
+		cpu->rflags &= ~(u64)FLAG_RF;
 	if (!cpu->fpu_loaded)
 		cpu_fpu_load(cpu);
 	((enter_function *)jit->enter)(cpu, jit->rx + b->code);
@@ -703,12 +736,8 @@ static void run_blocks(struct cpu *cpu)
 	cpu->replay = false;
 	if (!cpu_64bit(cpu))
 		cpu->rip = (u32)cpu->rip;
-	if (single && (cpu->rflags & FLAG_RF) && !(cpu->dr7 & 0xff))
-		cpu->rflags &= ~(u64)FLAG_RF;
-	if (step) {
-		cpu->dr6 |= 1u << 14; // BS
-		cpu->event = (struct pending_event){ .valid = true, .vector = VECTOR_DB, .payload = 1u << 14 };
-	}
+	if (step || jit->debug_bits)
+		debug_boundary(cpu, step);
 }
 
 enum cpu_exit cpu_run(struct cpu *cpu)
@@ -728,6 +757,8 @@ enum cpu_exit cpu_run(struct cpu *cpu)
 	if (sigsetjmp(buf, 0)) {
 		ENTER_C(cpu);
 		jit->single_running = false;
+		if (cpu->event.valid)
+			jit->debug_bits = 0;
 	}
 	while (!cpu->exit) {
 		if (cpu->event.valid) {

@@ -136,6 +136,7 @@ struct jit {
 		bool active;
 		u8 buffer[192] __attribute__((aligned(64)));
 	} slow[4];
+	u32 debug_bits; // DR6 bits of data breakpoints that the instruction has met
 	u64 saved_gpr[16];
 	u32 saved_arith;
 	bool saved_valid;
