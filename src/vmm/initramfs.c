@@ -30,7 +30,8 @@ static void append(struct initramfs *fs, const void *data, size_t size)
 		fs->room = (fs->size + size) * 3 / 2 + 65536;
 		fs->data = must_allocate(fs->data, fs->room);
 	}
-	memcpy(fs->data + fs->size, data, size);
+	if (size)
+		memcpy(fs->data + fs->size, data, size);
 	fs->size += size;
 }
 
