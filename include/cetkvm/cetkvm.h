@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT
+ * The KVM API in this process, without /dev/kvm: the calls of a KVM client, with a prefix.
+ *
+ * File descriptors are real ones and may be polled and closed on exec; pass them to these functions
+ * only. Returns and errno are those of the system calls: -1 (MAP_FAILED) and errno on failure.
+ *
+ * A signal handler that runs while its thread is in KVM_RUN ends KVM_RUN with EINTR when it sets
+ * kvm_run.immediate_exit; at once if it calls cetkvm_kick() too, which is async-signal-safe,
+ * otherwise within some milliseconds.
+ */
+#ifndef CETKVM_H
+#define CETKVM_H
+
+#include <stddef.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Like open("/dev/kvm", O_RDWR | O_CLOEXEC). ENODEV: see cetkvm_host_problem(). */
+int cetkvm_open(void);
+int cetkvm_ioctl(int fd, unsigned long request, ...);
+void *cetkvm_mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset);
+int cetkvm_close(int fd);
+
+/* Ends the KVM_RUN in progress on this vCPU, if there is one, with EINTR. Any thread may call it. */
+int cetkvm_kick(int vcpu_fd);
+
+/* NULL when this host can run guests, else one line that says what it lacks. */
+const char *cetkvm_host_problem(void);
+
+/* Options for virtual machines created from now on. ENOENT: no such option; EINVAL: bad value.
+ *   trace-cp   on, off          one line on standard error for every #CP a guest takes
+ *   symbols    FILE             System.map or ELF file with the guest's symbols for it
+ *   grain      block, single    translate many instructions at a time, or each alone */
+int cetkvm_set_option(const char *name, const char *value);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

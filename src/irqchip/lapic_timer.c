@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+// The local APIC's timer. It counts at 1 GHz divided by the divide configuration, so a tick of the
+// undivided clock is a nanosecond; KVM's leaf 0x40000010 tells guests so.
+// SDM: "APIC Timer", "TSC-Deadline Mode".
+#include "irqchip/lapic_regs.h"
+
+static unsigned divide_shift(const struct lapic *lapic)
+{
+	uint32_t tdcr = lapic_get(lapic, APIC_TDCR);
+
+	return (((tdcr & 3) | (tdcr & 8) >> 1) + 1) & 7; // 0b111: divide by 1
+}
+
+static uint32_t mode(const struct lapic *lapic)
+{
+	return lapic_get(lapic, APIC_LVT_TIMER) & LVT_TIMER_MODE;
+}
+
+static void arm(struct lapic *lapic, uint64_t deadline)
+{
+	lapic->deadline = deadline;
+	lapic->chip->ops->lapic_timer(lapic->vcpu, deadline);
+}
+
+void lapic_timer_restart(struct lapic *lapic)
+{
+	uint64_t ticks = lapic_get(lapic, APIC_TMICT);
+
+	lapic->period = 0;
+	if (mode(lapic) >= LVT_TIMER_TSC_DEADLINE) {
+		lapic_tsc_changed(lapic);
+		return;
+	}
+	if (!ticks || !lapic_enabled(lapic)) {
+		if (lapic->deadline)
+			arm(lapic, 0);
+		return;
+	}
+	ticks <<= divide_shift(lapic);
+	if (mode(lapic) == LVT_TIMER_PERIODIC)
+		// A guest cannot make the host do nothing but deliver its ticks.
+		lapic->period = ticks < 10000 ? 10000 : ticks;
+	arm(lapic, lapic->chip->ops->now(lapic->chip->vm) + ticks);
+}
+
+uint32_t lapic_timer_count(struct lapic *lapic)
+{
+	uint64_t now;
+
+	if (!lapic->deadline || mode(lapic) >= LVT_TIMER_TSC_DEADLINE)
+		return 0;
+	now = lapic->chip->ops->now(lapic->chip->vm);
+	if (now >= lapic->deadline) {
+		if (!lapic->period)
+			return 0;
+		return (lapic->period - (now - lapic->deadline) % lapic->period) >> divide_shift(lapic);
+	}
+	return (lapic->deadline - now) >> divide_shift(lapic);
+}
+
+uint64_t lapic_timer_poll(struct lapic *lapic, uint64_t now)
+{
+	if (!lapic->deadline || now < lapic->deadline)
+		return lapic->deadline;
+	lapic_local(lapic, APIC_LVT_TIMER);
+	if (lapic->period) {
+		uint64_t late = now - lapic->deadline;
+
+		// Ticks that nobody could take are lost, as on silicon: one bit in IRR is all there is.
+		arm(lapic, lapic->deadline + lapic->period * (late / lapic->period + 1));
+	} else {
+		if (mode(lapic) >= LVT_TIMER_TSC_DEADLINE)
+			lapic->tsc_deadline = 0;
+		arm(lapic, 0);
+	}
+	return lapic->deadline;
+}
+
+uint64_t lapic_tsc_deadline(struct lapic *lapic)
+{
+	if (mode(lapic) != LVT_TIMER_TSC_DEADLINE)
+		return 0;
+	lapic_timer_poll(lapic, lapic->chip->ops->now(lapic->chip->vm));
+	return lapic->tsc_deadline;
+}
+
+void lapic_set_tsc_deadline(struct lapic *lapic, uint64_t value)
+{
+	if (mode(lapic) != LVT_TIMER_TSC_DEADLINE)
+		return;
+	lapic->tsc_deadline = value;
+	lapic_tsc_changed(lapic);
+}
+
+void lapic_tsc_changed(struct lapic *lapic)
+{
+	if (mode(lapic) != LVT_TIMER_TSC_DEADLINE)
+		return;
+	if (!lapic->tsc_deadline || !lapic_enabled(lapic)) {
+		if (lapic->deadline)
+			arm(lapic, 0);
+		return;
+	}
+	arm(lapic, lapic->chip->ops->tsc_to_time(lapic->vcpu, lapic->tsc_deadline));
+	// In the past already?
+	lapic_timer_poll(lapic, lapic->chip->ops->now(lapic->chip->vm));
+}

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: MIT
+// Guest writes that end in the kernel: ioeventfds and coalesced zones.
+// api.rst: KVM_IOEVENTFD, KVM_REGISTER_COALESCED_MMIO.
+//
+// The list is replaced whole, like the memory map, and read without a lock by vCPUs.
+#include "kvm/kvm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct ioeventfd {
+	u64 address, datamatch;
+	u32 length; // 0: any
+	bool pio, match;
+	int fd; // our own descriptor
+	long id; // of the eventfd, whatever its number
+};
+
+struct zone {
+	u64 address, size;
+	bool pio;
+};
+
+struct io_bus {
+	unsigned event_count, zone_count;
+	struct ioeventfd *events;
+	struct zone *zones;
+};
+
+#define MAX_DEVICES 1000
+#define COALESCED_MAX ((PAGE_SIZE - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
+
+// All eventfds share one inode; the kernel tells them apart only here. -1: not an eventfd.
+static long eventfd_identity(int fd)
+{
+	char path[64], line[128];
+	long id = -1;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	f = fopen(path, "re");
+	if (!f)
+		return -1;
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "eventfd-id: %ld", &id) == 1)
+			break;
+	fclose(f);
+	return id;
+}
+
+static struct io_bus *bus_copy(const struct io_bus *old, unsigned events, unsigned zones)
+{
+	struct io_bus *bus = calloc(1, sizeof(*bus));
+
+	if (!bus)
+		return NULL;
+	bus->events = calloc(events + 1, sizeof(*bus->events));
+	bus->zones = calloc(zones + 1, sizeof(*bus->zones));
+	if (!bus->events || !bus->zones) {
+		free(bus->events);
+		free(bus->zones);
+		free(bus);
+		return NULL;
+	}
+	if (old) {
+		memcpy(bus->events, old->events, old->event_count * sizeof(*bus->events));
+		memcpy(bus->zones, old->zones, old->zone_count * sizeof(*bus->zones));
+		bus->event_count = old->event_count;
+		bus->zone_count = old->zone_count;
+	}
+	return bus;
+}
+
+static void bus_free(struct io_bus *bus)
+{
+	if (!bus)
+		return;
+	free(bus->events);
+	free(bus->zones);
+	free(bus);
+}
+
+static void publish(struct vm *vm, struct io_bus *bus)
+{
+	struct io_bus *old = vm->bus;
+
+	__atomic_store_n(&vm->bus, bus, __ATOMIC_SEQ_CST);
+	vm_synchronize(vm);
+	bus_free(old);
+}
+
+static bool collides(const struct ioeventfd *a, const struct ioeventfd *b)
+{
+	return a->pio == b->pio && a->address == b->address &&
+	       (!a->length || !b->length ||
+		(a->length == b->length && (!a->match || !b->match || a->datamatch == b->datamatch)));
+}
+
+static int event_add(struct vm *vm, struct ioeventfd *new)
+{
+	struct io_bus *bus;
+	unsigned events = vm->bus ? vm->bus->event_count : 0;
+
+	for (unsigned i = 0; i < events; i++)
+		if (collides(&vm->bus->events[i], new))
+			return -EEXIST;
+	if (events >= MAX_DEVICES)
+		return -ENOSPC;
+	new->fd = fcntl(new->fd, F_DUPFD_CLOEXEC, 512);
+	if (new->fd < 0)
+		return -errno;
+	bus = bus_copy(vm->bus, events + 1, vm->bus ? vm->bus->zone_count : 0);
+	if (!bus) {
+		close(new->fd);
+		return -ENOMEM;
+	}
+	bus->events[bus->event_count++] = *new;
+	publish(vm, bus);
+	return 0;
+}
+
+static int event_remove(struct vm *vm, const struct ioeventfd *which)
+{
+	unsigned events = vm->bus ? vm->bus->event_count : 0;
+	struct io_bus *bus;
+
+	for (unsigned i = 0; i < events; i++) {
+		const struct ioeventfd *e = &vm->bus->events[i];
+		int fd = e->fd;
+
+		if (e->id != which->id || e->pio != which->pio || e->address != which->address ||
+		    e->length != which->length || e->match != which->match ||
+		    (e->match && e->datamatch != which->datamatch))
+			continue;
+		bus = bus_copy(vm->bus, events, vm->bus->zone_count);
+		if (!bus)
+			return -ENOMEM;
+		bus->events[i] = bus->events[--bus->event_count];
+		publish(vm, bus);
+		close(fd);
+		return 0;
+	}
+	return -ENOENT;
+}
+
+int ioeventfd_set(struct vm *vm, const struct kvm_ioeventfd *args)
+{
+	struct ioeventfd event = { .address = args->addr, .datamatch = args->datamatch, .length = args->len,
+		.pio = args->flags & KVM_IOEVENTFD_FLAG_PIO,
+		.match = args->flags & KVM_IOEVENTFD_FLAG_DATAMATCH, .fd = args->fd };
+	int result;
+
+	if (args->flags & ~KVM_IOEVENTFD_VALID_FLAG_MASK ||
+	    (args->flags & KVM_IOEVENTFD_FLAG_VIRTIO_CCW_NOTIFY))
+		return -EINVAL;
+	if (args->len > 8 || (args->len & (args->len - 1)))
+		return -EINVAL;
+	if (args->addr + args->len < args->addr || (!args->len && event.match))
+		return -EINVAL;
+	if (fcntl(args->fd, F_GETFD) < 0)
+		return -EBADF;
+	event.id = eventfd_identity(args->fd);
+	if (event.id < 0)
+		return -EINVAL;
+	lock_take(&vm->slots_lock);
+	result = args->flags & KVM_IOEVENTFD_FLAG_DEASSIGN ? event_remove(vm, &event) : event_add(vm, &event);
+	lock_release(&vm->slots_lock);
+	return result;
+}
+
+int coalesced_zone_set(struct vm *vm, const struct kvm_coalesced_mmio_zone *args, bool add)
+{
+	struct io_bus *bus;
+	unsigned n = 0;
+
+	if (args->pio > 1)
+		return -EINVAL;
+	lock_take(&vm->slots_lock);
+	bus = bus_copy(vm->bus, vm->bus ? vm->bus->event_count : 0, vm->bus ? vm->bus->zone_count + 1 : 1);
+	if (!bus) {
+		lock_release(&vm->slots_lock);
+		return -ENOMEM;
+	}
+	if (add) {
+		bus->zones[bus->zone_count++] = (struct zone){ args->addr, args->size, args->pio };
+	} else {
+		for (unsigned i = 0; i < bus->zone_count; i++) {
+			struct zone *z = &bus->zones[i];
+			bool inside = z->pio == !!args->pio && args->addr >= z->address &&
+				      args->addr + args->size <= z->address + z->size;
+
+			if (!inside)
+				bus->zones[n++] = *z;
+		}
+		bus->zone_count = n;
+	}
+	publish(vm, bus);
+	lock_release(&vm->slots_lock);
+	return 0;
+}
+
+static bool coalesce(struct vm *vm, bool pio, u64 address, unsigned length, const void *data)
+{
+	struct kvm_coalesced_mmio_ring *ring = vm->ring;
+	static struct lock lock; // all vCPUs fill one ring
+	u32 last, first;
+	bool room;
+
+	lock_take(&lock);
+	last = ring->last % COALESCED_MAX; // the client can write it too
+	first = __atomic_load_n(&ring->first, __ATOMIC_ACQUIRE);
+	room = (last + 1) % COALESCED_MAX != first;
+	if (room) {
+		struct kvm_coalesced_mmio *entry = &ring->coalesced_mmio[last];
+
+		entry->phys_addr = address;
+		entry->len = length;
+		entry->pio = pio;
+		memcpy(entry->data, data, length);
+		__atomic_store_n(&ring->last, (last + 1) % (u32)COALESCED_MAX, __ATOMIC_RELEASE);
+	}
+	lock_release(&lock);
+	return room;
+}
+
+bool bus_write(struct vm *vm, bool pio, u64 address, unsigned length, const void *data)
+{
+	const struct io_bus *bus = __atomic_load_n(&vm->bus, __ATOMIC_ACQUIRE);
+	u64 value = 0, one = 1;
+
+	if (!bus || length > 8)
+		return false;
+	memcpy(&value, data, length);
+	for (unsigned i = 0; i < bus->event_count; i++) {
+		const struct ioeventfd *e = &bus->events[i];
+		u64 mask = e->length == 8 ? ~0ull : (1ull << e->length * 8) - 1;
+
+		if (e->pio != pio || e->address != address || (e->length && e->length != length))
+			continue;
+		if (e->match && (e->datamatch & mask) != value)
+			continue;
+		raw_write(e->fd, &one, sizeof(one));
+		return true;
+	}
+	for (unsigned i = 0; i < bus->zone_count; i++) {
+		const struct zone *z = &bus->zones[i];
+
+		if (z->pio == pio && address >= z->address && address + length <= z->address + z->size)
+			return coalesce(vm, pio, address, length, data);
+	}
+	return false;
+}
+
+void bus_destroy(struct vm *vm)
+{
+	for (unsigned i = 0; vm->bus && i < vm->bus->event_count; i++)
+		close(vm->bus->events[i].fd);
+	bus_free(vm->bus);
+}

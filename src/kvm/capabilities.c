@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT
+// KVM_CHECK_EXTENSION and KVM_ENABLE_CAP. What has no row is not there: 0.
+#include "cpu/system.h"
+#include "kvm/kvm.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#define X2APIC_API (KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)
+#define MSR_EXITS (KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_FILTER)
+
+static const struct {
+	u32 number;
+	long value;
+} capabilities[] = {
+	{ KVM_CAP_IRQCHIP, 1 },
+	{ KVM_CAP_HLT, 1 },
+	{ KVM_CAP_USER_MEMORY, 1 },
+	{ KVM_CAP_USER_MEMORY2, 1 },
+	{ KVM_CAP_SET_TSS_ADDR, 1 },
+	{ KVM_CAP_EXT_CPUID, 1 },
+	{ KVM_CAP_CLOCKSOURCE, 1 },
+	{ KVM_CAP_NR_MEMSLOTS, MAX_MEMSLOTS },
+	{ KVM_CAP_PIT, 1 },
+	{ KVM_CAP_NOP_IO_DELAY, 1 },
+	{ KVM_CAP_MP_STATE, 1 },
+	{ KVM_CAP_COALESCED_MMIO, 2 },
+	{ KVM_CAP_COALESCED_PIO, 1 },
+	{ KVM_CAP_SYNC_MMU, 1 },
+	{ KVM_CAP_DESTROY_MEMORY_REGION_WORKS, 1 },
+	{ KVM_CAP_USER_NMI, 1 },
+	{ KVM_CAP_SET_GUEST_DEBUG, 1 },
+	{ KVM_CAP_REINJECT_CONTROL, 1 },
+	{ KVM_CAP_IRQ_ROUTING, MAX_GSI },
+	{ KVM_CAP_IRQ_INJECT_STATUS, 1 },
+	{ KVM_CAP_JOIN_MEMORY_REGIONS_WORKS, 1 },
+	{ KVM_CAP_MCE, 32 },
+	{ KVM_CAP_PIT2, 1 },
+	{ KVM_CAP_SET_BOOT_CPU_ID, 1 },
+	{ KVM_CAP_PIT_STATE2, 1 },
+	{ KVM_CAP_IOEVENTFD, 1 },
+	{ KVM_CAP_IOEVENTFD_ANY_LENGTH, 1 },
+	{ KVM_CAP_SET_IDENTITY_MAP_ADDR, 1 },
+	{ KVM_CAP_VAPIC, 1 },
+	{ KVM_CAP_ADJUST_CLOCK, KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC },
+	{ KVM_CAP_INTERNAL_ERROR_DATA, 1 },
+	{ KVM_CAP_VCPU_EVENTS, 1 },
+	{ KVM_CAP_DEBUGREGS, 1 },
+	{ KVM_CAP_X86_ROBUST_SINGLESTEP, 1 },
+	{ KVM_CAP_XSAVE, 1 },
+	{ KVM_CAP_XCRS, 1 },
+	{ KVM_CAP_ENABLE_CAP, 1 },
+	{ KVM_CAP_ENABLE_CAP_VM, 1 },
+	{ KVM_CAP_ASYNC_PF, 0 },
+	{ KVM_CAP_TSC_CONTROL, 1 },
+	{ KVM_CAP_GET_TSC_KHZ, 1 },
+	{ KVM_CAP_MAX_VCPUS, MAX_VCPUS },
+	{ KVM_CAP_MAX_VCPU_ID, MAX_VCPU_ID },
+	{ KVM_CAP_ONE_REG, 1 },
+	{ KVM_CAP_READONLY_MEM, 1 },
+	{ KVM_CAP_KVMCLOCK_CTRL, 1 },
+	{ KVM_CAP_SIGNAL_MSI, 1 },
+	{ KVM_CAP_TSC_DEADLINE_TIMER, 1 },
+	{ KVM_CAP_CHECK_EXTENSION_VM, 1 },
+	{ KVM_CAP_SPLIT_IRQCHIP, 1 },
+	{ KVM_CAP_IMMEDIATE_EXIT, 1 },
+	{ KVM_CAP_X2APIC_API, X2APIC_API },
+	{ KVM_CAP_GET_MSR_FEATURES, 1 },
+	{ KVM_CAP_SYNC_REGS, KVM_SYNC_X86_VALID_FIELDS },
+	{ KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET },
+	{ KVM_CAP_EXCEPTION_PAYLOAD, 1 },
+	{ KVM_CAP_X86_USER_SPACE_MSR, MSR_EXITS & KVM_MSR_EXIT_REASON_UNKNOWN },
+	{ KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP |
+		KVM_GUESTDBG_USE_SW_BP | KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP | KVM_GUESTDBG_BLOCKIRQ },
+	{ KVM_CAP_SREGS2, 1 },
+	{ KVM_CAP_ENFORCE_PV_FEATURE_CPUID, 1 },
+	{ KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1 },
+	{ KVM_CAP_VM_TYPES, 1 },
+	{ KVM_CAP_LAST_CPU, 0 },
+};
+
+long capability(struct vm *vm, unsigned long number)
+{
+	switch (number) {
+	case KVM_CAP_XSAVE2:
+		return xsave_size();
+	case KVM_CAP_NR_VCPUS:
+		return sysconf(_SC_NPROCESSORS_ONLN);
+	}
+	for (unsigned i = 0; i < sizeof(capabilities) / sizeof(*capabilities); i++)
+		if (capabilities[i].number == number)
+			return capabilities[i].value;
+	return 0;
+}
+
+int capability_enable(struct vm *vm, const struct kvm_enable_cap *cap)
+{
+	u64 arg = cap->args[0];
+	int result = 0;
+
+	if (cap->flags)
+		return -EINVAL;
+	switch (cap->cap) {
+	case KVM_CAP_SPLIT_IRQCHIP:
+		return arg > MAX_GSI ? -EINVAL : irq_create_chip(vm, true, arg);
+	case KVM_CAP_X2APIC_API:
+		if (arg & ~(u64)X2APIC_API)
+			return -EINVAL;
+		vm->x2apic_api = arg;
+		if (vm->chip)
+			vm->chip->x2apic_broadcast_quirk_off = arg & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+		return 0;
+	case KVM_CAP_EXCEPTION_PAYLOAD:
+		vm->exception_payload = arg;
+		return 0;
+	case KVM_CAP_X86_TRIPLE_FAULT_EVENT:
+		vm->triple_fault_event = arg;
+		return 0;
+	case KVM_CAP_X86_USER_SPACE_MSR:
+		if (arg & ~(u64)KVM_MSR_EXIT_REASON_UNKNOWN)
+			return -EINVAL;
+		vm->msr_exits = arg;
+		return 0;
+	case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
+		if (arg & ~3ull || arg == KVM_DIRTY_LOG_INITIALLY_SET)
+			return -EINVAL;
+		vm->manual_dirty_protect = arg;
+		return 0;
+	case KVM_CAP_MAX_VCPU_ID:
+		lock_take(&vm->lock);
+		if (arg > MAX_VCPU_ID || !arg || vm->vcpu_count)
+			result = -EINVAL;
+		else
+			vm->max_vcpu_id = (u32)arg;
+		lock_release(&vm->lock);
+		return result;
+	}
+	return -EINVAL;
+}
+
+int capability_enable_vcpu(struct vcpu *vcpu, const struct kvm_enable_cap *cap)
+{
+	if (cap->flags || cap->cap != KVM_CAP_ENFORCE_PV_FEATURE_CPUID)
+		return -EINVAL;
+	vcpu->enforce_pv_features = cap->args[0];
+	return 0;
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+// CPUID for user space: KVM_GET_SUPPORTED_CPUID, KVM_{SET,GET}_CPUID2. The processor knows what the
+// leaves mean (src/cpu/cpuid.c); here are the ABI and its rules.
+#include "cpu/features.h"
+#include "cpu/system.h"
+#include "kvm/kvm.h"
+
+#include <errno.h>
+#include <linux/kvm_para.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void to_abi(const struct cpu_cpuid_entry *from, struct kvm_cpuid_entry2 *to)
+{
+	*to = (struct kvm_cpuid_entry2){ .function = from->function, .index = from->index,
+		.flags = from->flags, .eax = from->eax, .ebx = from->ebx, .ecx = from->ecx, .edx = from->edx };
+}
+
+static void from_abi(const struct kvm_cpuid_entry2 *from, struct cpu_cpuid_entry *to)
+{
+	*to = (struct cpu_cpuid_entry){ .function = from->function, .index = from->index,
+		.flags = from->flags, .eax = from->eax, .ebx = from->ebx, .ecx = from->ecx, .edx = from->edx };
+}
+
+static int put_entries(void *client, const struct cpu_cpuid_entry *entries, unsigned count)
+{
+	struct kvm_cpuid2 header;
+	struct kvm_cpuid_entry2 *out;
+	int result = copy_from_client(&header, client, sizeof(header));
+
+	if (result)
+		return result;
+	// The client's count stays as it was: that is how it finds out.
+	if (header.nent < count)
+		return -E2BIG;
+	out = calloc(count + 1, sizeof(*out));
+	if (!out)
+		return -ENOMEM;
+	for (unsigned i = 0; i < count; i++)
+		to_abi(&entries[i], &out[i]);
+	result = copy_to_client((u8 *)client + sizeof(header), out, count * sizeof(*out));
+	free(out);
+	header.nent = count;
+	return result ? result : copy_to_client(client, &header.nent, sizeof(header.nent));
+}
+
+int cpuid_supported_ioctl(void *client)
+{
+	struct cpu_cpuid_entry entries[CPU_MAX_CPUID];
+	unsigned count = cpuid_supported(entries, CPU_MAX_CPUID);
+
+	for (unsigned i = 0; i < count; i++)
+		if (entries[i].function == KVM_CPUID_FEATURES)
+			entries[i].eax |= PV_UNHALT;
+	return put_entries(client, entries, count);
+}
+
+int cpuid_get_ioctl(struct vcpu *vcpu, void *client)
+{
+	cpuid_refresh(vcpu->cpu);
+	return put_entries(client, vcpu->cpu->cpuid, vcpu->cpu->cpuid_count);
+}
+
+static void conclude(struct vcpu *vcpu)
+{
+	struct cpu *cpu = vcpu->cpu;
+
+	vcpu->pv_features = 0;
+	for (unsigned i = 0; i < cpu->cpuid_count; i++)
+		if (cpu->cpuid[i].function == KVM_CPUID_FEATURES)
+			vcpu->pv_features = cpu->cpuid[i].eax;
+	if (!vcpu->lapic)
+		return;
+	vcpu->lapic->has_x2apic = guest_has(cpu, FEATURE_X2APIC);
+	vcpu->lapic->has_tsc_deadline = guest_has(cpu, FEATURE_TSC_DEADLINE);
+	vcpu->lapic->base_reserved = ~((1ull << cpu->phys_bits) - 1);
+}
+
+static int check_entries(const struct cpu_cpuid_entry *entries, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++) {
+		unsigned linear = entries[i].eax >> 8 & 0xff;
+
+		// A linear address width nobody has would make every address wrong.
+		if (entries[i].function == 0x80000008 && linear != 48 && linear != 57 && linear != 0)
+			return -EINVAL;
+	}
+	return 0;
+}
+
+int cpuid_set_ioctl(struct vcpu *vcpu, const void *client)
+{
+	struct kvm_cpuid2 header;
+	struct kvm_cpuid_entry2 *entries = NULL;
+	struct cpu_cpuid_entry own[CPU_MAX_CPUID];
+	int result = copy_from_client(&header, client, sizeof(header));
+
+	if (result)
+		return result;
+	if (header.nent > CPU_MAX_CPUID)
+		return -E2BIG;
+	entries = calloc(header.nent + 1, sizeof(*entries));
+	if (!entries)
+		return -ENOMEM;
+	result = copy_from_client(entries, (const u8 *)client + sizeof(header), header.nent * sizeof(*entries));
+	for (unsigned i = 0; !result && i < header.nent; i++) {
+		memset(entries[i].padding, 0, sizeof(entries[i].padding));
+		from_abi(&entries[i], &own[i]);
+	}
+	if (result)
+		goto out;
+	// What guests have seen does not change any more; saying the same again is fine.
+	if (vcpu->has_run) {
+		result = header.nent == vcpu->cpuid_count &&
+			 !memcmp(entries, vcpu->cpuid, header.nent * sizeof(*entries)) ? 0 : -EINVAL;
+		goto out;
+	}
+	result = check_entries(own, header.nent);
+	if (!result)
+		result = cpuid_set(vcpu->cpu, own, header.nent);
+	if (result)
+		goto out;
+	free(vcpu->cpuid);
+	vcpu->cpuid = entries;
+	vcpu->cpuid_count = header.nent;
+	entries = NULL;
+	conclude(vcpu);
+out:
+	free(entries);
+	return result;
+}

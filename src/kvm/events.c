@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+// Events under way, for user space: KVM_{GET,SET}_VCPU_EVENTS.
+#include "kvm/kvm.h"
+
+#include <errno.h>
+#include <string.h>
+
+void events_get(struct vcpu *vcpu, struct kvm_vcpu_events *e)
+{
+	struct cpu *cpu = vcpu->cpu;
+	bool payload = vcpu->vm->exception_payload;
+
+	memset(e, 0, sizeof(*e));
+	if (cpu->event.valid) {
+		// Without the payload capability a pending exception looks injected.
+		e->exception.injected = cpu->event.injected || !payload;
+		e->exception.pending = !e->exception.injected || !payload;
+		e->exception.nr = cpu->event.vector;
+		e->exception.has_error_code = cpu->event.has_error;
+		e->exception.error_code = cpu->event.error;
+		if (payload && !cpu->event.injected) {
+			e->exception_has_payload = cpu->event.vector == VECTOR_PF || cpu->event.vector == VECTOR_DB;
+			e->exception_payload = cpu->event.payload;
+		}
+	}
+	e->interrupt.injected = vcpu->queued_interrupt >= 0;
+	e->interrupt.nr = vcpu->queued_interrupt >= 0 ? vcpu->queued_interrupt : 0;
+	e->interrupt.shadow = !cpu->interrupt_shadow ? 0 :
+			      cpu->mov_ss_shadow ? KVM_X86_SHADOW_INT_MOV_SS : KVM_X86_SHADOW_INT_STI;
+	e->nmi.pending = cpu->nmi_pending != 0;
+	e->nmi.masked = cpu->nmi_masked;
+	e->smi.smm = cpu->smm;
+	e->smi.pending = !!(cpu->request & REQ_SMI);
+	if (vcpu->lapic && cpu->smm)
+		e->smi.latched_init = !!(vcpu->lapic->pending & LAPIC_PENDING_INIT);
+	e->flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
+	if (payload)
+		e->flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
+	if (vcpu->vm->triple_fault_event) {
+		e->triple_fault.pending = vcpu->triple_fault;
+		e->flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+	}
+}
+
+static int check(const struct vcpu *vcpu, const struct kvm_vcpu_events *e)
+{
+	const u32 valid = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR |
+			  KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM |
+			  KVM_VCPUEVENT_VALID_PAYLOAD | KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+	bool pending = e->exception.pending;
+
+	if (e->flags & ~valid)
+		return -EINVAL;
+	if (e->flags & KVM_VCPUEVENT_VALID_PAYLOAD) {
+		if (!vcpu->vm->exception_payload || (e->exception.injected && pending))
+			return -EINVAL;
+	} else {
+		pending = false;
+	}
+	if ((e->exception.injected || pending) && (e->exception.nr > 31 || e->exception.nr == VECTOR_NMI))
+		return -EINVAL;
+	if ((e->flags & KVM_VCPUEVENT_VALID_SMM) && (e->smi.smm || e->smi.pending) && !vcpu->lapic)
+		return -EINVAL;
+	if ((e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT) && !vcpu->vm->triple_fault_event)
+		return -EINVAL;
+	return 0;
+}
+
+int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
+{
+	struct cpu *cpu = vcpu->cpu;
+	bool payload = e->flags & KVM_VCPUEVENT_VALID_PAYLOAD;
+	int result = check(vcpu, e);
+
+	if (result)
+		return result;
+	memset(&cpu->event, 0, sizeof(cpu->event));
+	if (e->exception.injected || (payload && e->exception.pending)) {
+		cpu->event.valid = true;
+		cpu->event.injected = e->exception.injected;
+		cpu->event.vector = e->exception.nr;
+		cpu->event.has_error = e->exception.has_error_code;
+		cpu->event.error = e->exception.error_code;
+		// What user space injects has left its mark already: CR2 as it is, no DR6 bits.
+		cpu->event.payload = e->exception.nr == VECTOR_PF ? cpu->cr2 : 0;
+		if (payload && e->exception_has_payload)
+			cpu->event.payload = e->exception_payload;
+	}
+	vcpu->queued_interrupt = e->interrupt.injected ? e->interrupt.nr : -1;
+	if (e->flags & KVM_VCPUEVENT_VALID_SHADOW) {
+		cpu->interrupt_shadow = e->interrupt.shadow;
+		cpu->mov_ss_shadow = e->interrupt.shadow & KVM_X86_SHADOW_INT_MOV_SS;
+	}
+	cpu->nmi_masked = e->nmi.masked;
+	if (e->flags & KVM_VCPUEVENT_VALID_NMI_PENDING)
+		__atomic_store_n(&cpu->nmi_pending, e->nmi.pending, __ATOMIC_SEQ_CST);
+	if ((e->flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR) && vcpu->lapic &&
+	    vcpu->mp_state == KVM_MP_STATE_SIPI_RECEIVED)
+		vcpu->lapic->sipi_vector = e->sipi_vector;
+	if (e->flags & KVM_VCPUEVENT_VALID_SMM) {
+		cpu->smm = e->smi.smm;
+		if (e->smi.pending)
+			cpu_request(cpu, REQ_SMI);
+	}
+	if (e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
+		vcpu->triple_fault = e->triple_fault.pending;
+	cpu_mode_changed(cpu);
+	cpu_request(cpu, REQ_EVENT | REQ_NMI | REQ_IRQ);
+	return 0;
+}

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: MIT
+// Port and memory I/O of the guest: in-kernel devices first, then user space.
+// api.rst: "The kvm_run structure", KVM_EXIT_IO, KVM_EXIT_MMIO.
+//
+// An access that user space must make ends KVM_RUN; the instruction has done nothing yet. The next
+// KVM_RUN starts it anew (cpu->replay), and the accesses it made before are answered from the list
+// of fragments: an instruction may need several (read, modify, write; two pages; 64 bytes). Outside
+// a replay an access begins a new list.
+#include "kvm/kvm.h"
+
+#include <string.h>
+
+static u64 linear_rip(const struct vcpu *vcpu)
+{
+	return vcpu->cpu->rip + (cpu_64bit(vcpu->cpu) ? 0 : vcpu->cpu->seg[SEG_CS].base);
+}
+
+enum cpu_ops_result io_leave(struct vcpu *vcpu, enum completion completion)
+{
+	vcpu->completion = completion;
+	vcpu->completion_rip = linear_rip(vcpu);
+	vcpu->exit_to_user = true;
+	return CPU_OPS_EXIT;
+}
+
+static void forget(struct vcpu *vcpu)
+{
+	vcpu->fragment_count = vcpu->fragment_next = 0;
+	vcpu->pio.valid = vcpu->msr.valid = vcpu->hypercall.valid = false;
+}
+
+// ---- ports ----
+static bool kernel_port(struct vcpu *vcpu, u16 port, u8 *data, unsigned size, bool write)
+{
+	struct irqchip *chip = __atomic_load_n(&vcpu->vm->chip, __ATOMIC_ACQUIRE);
+	bool pic, pit;
+
+	if (!chip || !chip->pic_and_ioapic)
+		return false;
+	pic = pic_owns_port(port);
+	pit = !pic && pit_owns_port(chip, port);
+	if (!pic && !pit)
+		return false;
+	// The chips are eight bits wide: a wider access reaches them with its lowest byte.
+	if (write) {
+		if (pic)
+			pic_port_write(chip, port, data[0]);
+		else
+			pit_port_write(chip, port, data[0]);
+	} else {
+		memset(data, 0, size);
+		data[0] = pic ? pic_port_read(chip, port) : pit_port_read(chip, port);
+	}
+	return true;
+}
+
+enum cpu_ops_result ops_pio(void *opaque, u16 port, void *data, unsigned size, unsigned count, bool write)
+{
+	struct vcpu *vcpu = opaque;
+	struct kvm_run *run = vcpu->run;
+	unsigned done = 0;
+	u8 *bytes = data;
+
+	if (!vcpu->cpu->replay)
+		forget(vcpu);
+	if (vcpu->pio.valid && vcpu->pio.port == port && vcpu->pio.size == size &&
+	    vcpu->pio.count == count && vcpu->pio.write == write) {
+		if (!write)
+			memcpy(data, vcpu->pio.data, size * count);
+		return CPU_OPS_DONE;
+	}
+	while (done < count) {
+		u8 *item = bytes + done * size;
+
+		if (!kernel_port(vcpu, port, item, size, write) &&
+		    !(write && bus_write(vcpu->vm, true, port, size, item)))
+			break;
+		done++;
+	}
+	if (done == count)
+		return CPU_OPS_DONE;
+	if (size * count > PAGE_SIZE)
+		count = PAGE_SIZE / size;
+	run->io.direction = write ? KVM_EXIT_IO_OUT : KVM_EXIT_IO_IN;
+	run->io.size = size;
+	run->io.port = port;
+	run->io.count = count;
+	run->io.data_offset = PAGE_SIZE;
+	if (write)
+		memcpy(vcpu->pio_page, data, size * count);
+	else
+		memset(vcpu->pio_page, 0, size * count);
+	vcpu->pio.port = port;
+	vcpu->pio.size = size;
+	vcpu->pio.count = count;
+	vcpu->pio.write = write;
+	run->exit_reason = KVM_EXIT_IO;
+	return io_leave(vcpu, COMPLETE_PIO);
+}
+
+// ---- memory ----
+static bool kernel_memory(struct vcpu *vcpu, u64 gpa, void *data, unsigned length, bool write)
+{
+	struct lapic *lapic = vcpu->lapic;
+	struct irqchip *chip = __atomic_load_n(&vcpu->vm->chip, __ATOMIC_ACQUIRE);
+
+	if (lapic && lapic_enabled(lapic) && !lapic_x2apic(lapic) &&
+	    gpa - (lapic->base & ~0xfffull) < PAGE_SIZE) {
+		unsigned offset = gpa & 0xfff;
+
+		if (offset >= APIC_REGS_SIZE && !write)
+			memset(data, 0, length);
+		else if (offset < APIC_REGS_SIZE && write)
+			lapic_write(lapic, offset, length, data);
+		else if (offset < APIC_REGS_SIZE)
+			lapic_read(lapic, offset, length, data);
+		return true;
+	}
+	if (chip && chip->pic_and_ioapic && gpa - chip->ioapic.base < IOAPIC_SIZE) {
+		if (write)
+			ioapic_write(chip, gpa - chip->ioapic.base, length, data);
+		else
+			ioapic_read(chip, gpa - chip->ioapic.base, length, data);
+		return true;
+	}
+	return write && bus_write(vcpu->vm, false, gpa, length, data);
+}
+
+static enum cpu_ops_result fragment(struct vcpu *vcpu, u64 gpa, u8 *data, unsigned length, bool write)
+{
+	struct io_fragment *f = &vcpu->fragments[vcpu->fragment_next];
+	struct kvm_run *run = vcpu->run;
+
+	if (kernel_memory(vcpu, gpa, data, length, write))
+		return CPU_OPS_DONE;
+	if (vcpu->fragment_next < vcpu->fragment_count) {
+		if (f->gpa == gpa && f->length == length && f->write == write) {
+			if (!write)
+				memcpy(data, f->data, length);
+			vcpu->fragment_next++;
+			return CPU_OPS_DONE;
+		}
+		// Another way through the instruction than last time: memory changed under it.
+		vcpu->fragment_count = vcpu->fragment_next;
+	}
+	if (vcpu->fragment_count == MAX_FRAGMENTS) {
+		run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
+		run->internal.suberror = KVM_INTERNAL_ERROR_EMULATION;
+		run->internal.ndata = 0;
+		vcpu->exit_to_user = true;
+		return CPU_OPS_EXIT;
+	}
+	f = &vcpu->fragments[vcpu->fragment_count];
+	f->gpa = gpa;
+	f->length = length;
+	f->write = write;
+	run->mmio.phys_addr = gpa;
+	run->mmio.len = length;
+	run->mmio.is_write = write;
+	memset(run->mmio.data, 0, sizeof(run->mmio.data));
+	if (write)
+		memcpy(run->mmio.data, data, length);
+	run->exit_reason = KVM_EXIT_MMIO;
+	return io_leave(vcpu, COMPLETE_MMIO);
+}
+
+enum cpu_ops_result ops_mmio(void *opaque, u64 gpa, void *data, unsigned length, bool write)
+{
+	struct vcpu *vcpu = opaque;
+	u8 *bytes = data;
+
+	if (!vcpu->cpu->replay)
+		forget(vcpu);
+	while (length) {
+		unsigned n = length < 8 ? length : 8;
+		enum cpu_ops_result result = fragment(vcpu, gpa, bytes, n, write);
+
+		if (result != CPU_OPS_DONE)
+			return result;
+		gpa += n;
+		bytes += n;
+		length -= n;
+	}
+	return CPU_OPS_DONE;
+}
+
+// ---- completion ----
+void io_complete(struct vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	enum completion completion = vcpu->completion;
+
+	vcpu->completion = COMPLETE_NONE;
+	// User space moved the vCPU elsewhere meanwhile: the instruction is not resumed.
+	if (linear_rip(vcpu) != vcpu->completion_rip)
+		completion = COMPLETE_NONE;
+	switch (completion) {
+	case COMPLETE_NONE:
+		forget(vcpu);
+		return;
+	case COMPLETE_PIO:
+		if (!vcpu->pio.write)
+			memcpy(vcpu->pio.data, vcpu->pio_page, vcpu->pio.size * vcpu->pio.count);
+		vcpu->pio.valid = true;
+		break;
+	case COMPLETE_MMIO:
+		memcpy(vcpu->fragments[vcpu->fragment_count].data, run->mmio.data, 8);
+		vcpu->fragment_count++;
+		break;
+	case COMPLETE_RDMSR:
+		vcpu->msr.value = run->msr.data;
+		/* fall through */
+	case COMPLETE_WRMSR:
+		vcpu->msr.error = run->msr.error;
+		vcpu->msr.valid = true;
+		break;
+	case COMPLETE_HYPERCALL:
+		vcpu->hypercall.result = run->hypercall.ret;
+		vcpu->hypercall.valid = true;
+		break;
+	}
+	vcpu->fragment_next = 0;
+	vcpu->cpu->replay = true;
+}

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: MIT
+// What the files of src/kvm share: a virtual machine, a vCPU, and who may touch what.
+//
+// Locks, outermost first:
+//   vcpu->mutex    held by the ioctl that works on a vCPU, KVM_RUN included
+//   vm->lock       creation of vCPUs and interrupt controllers, routing, capabilities, clock
+//   vm->slots_lock writers of the memory map and of the I/O buses
+//   irqchip->lock  see irqchip.h
+// A vCPU that executes guest code (vcpu->in_guest) takes neither vm->lock nor vm->slots_lock: who
+// holds slots_lock may wait for it. It reads the memory map, the buses and the routing through
+// pointers that are replaced whole; see memslots.c.
+#ifndef CETKVM_KVM_KVM_H
+#define CETKVM_KVM_KVM_H
+
+#include "base/futex.h"
+#include "cpu/cpu.h"
+#include "irqchip/irqchip.h"
+#include "kvm/abi.h"
+
+#include <pthread.h>
+
+#define PAGE_SIZE 4096u
+#define MAX_VCPUS 1024
+#define MAX_VCPU_ID 4096
+#define MAX_MEMSLOTS 32764
+#define MAX_GSI 4096
+#define GUEST_PHYS_BITS_MAX 52
+
+struct vm;
+struct vcpu;
+
+// ---- files (fd.c) ----
+enum fd_kind { FD_NONE, FD_SYSTEM, FD_VM, FD_VCPU, FD_STATS };
+
+struct file;
+int fd_install(int fd, enum fd_kind kind, void *object); // takes the caller's reference; fd or -errno
+struct file *file_get(int fd);
+void file_put(struct file *file);
+enum fd_kind file_kind(const struct file *file);
+void *file_object(const struct file *file);
+int fd_move_high(int fd); // out of the way of the client's own numbers
+int memory_file(const char *name, size_t size); // -errno
+unsigned fd_process_generation(void); // changes in a child after fork
+
+// ---- client memory: -EFAULT instead of a signal ----
+int copy_from_client(void *to, const void *from, size_t size);
+int copy_to_client(void *to, const void *from, size_t size);
+
+// ---- options (options.c) ----
+extern bool option_trace_cp, option_single_grain;
+
+// ---- memory map (memslots.c) ----
+struct memslot {
+	u64 gfn, pages, hva;
+	u32 id, flags;
+	u64 *dirty; // a bit per page, or NULL; shared by successive maps
+	u64 dirty_words;
+};
+
+struct memory_map {
+	u64 generation;
+	unsigned count;
+	struct memslot slots[]; // sorted by gfn
+};
+
+int memslot_set(struct vm *vm, const struct kvm_userspace_memory_region *region);
+int memslot_get_dirty_log(struct vm *vm, const struct kvm_dirty_log *log);
+int memslot_clear_dirty_log(struct vm *vm, const struct kvm_clear_dirty_log *log);
+void memory_map_destroy(struct vm *vm);
+// Callbacks of the processor; on the vCPU's thread, in_guest.
+void *memory_ops_map(void *opaque, u64 gpa, unsigned *flags);
+void memory_ops_mark_dirty(void *opaque, u64 gpa);
+// Guest memory for our own use, by a vCPU that is in_guest. false: not (writable) memory.
+bool guest_write(struct vcpu *vcpu, u64 gpa, const void *data, unsigned size);
+bool guest_read(struct vcpu *vcpu, u64 gpa, void *data, unsigned size);
+// Waits until no vCPU can use what was reachable before the caller replaced a pointer, and makes
+// every vCPU forget its translations. slots_lock held; the caller is not in_guest.
+void vm_synchronize(struct vm *vm);
+void vcpu_enter_guest(struct vcpu *vcpu); // marks in_guest
+void vcpu_leave_guest(struct vcpu *vcpu);
+void vcpu_synchronize(struct vcpu *vcpu); // at an instruction boundary, in_guest
+
+// ---- in-kernel I/O (bus.c) ----
+struct io_bus;
+int ioeventfd_set(struct vm *vm, const struct kvm_ioeventfd *args);
+int coalesced_zone_set(struct vm *vm, const struct kvm_coalesced_mmio_zone *zone, bool add);
+bool bus_write(struct vm *vm, bool pio, u64 address, unsigned length, const void *data);
+void bus_destroy(struct vm *vm);
+
+// ---- interrupts (irq.c, irqfd.c) ----
+struct routing;
+int irq_create_chip(struct vm *vm, bool split, unsigned pins);
+int irq_set_routing(struct vm *vm, const struct kvm_irq_routing_entry *entries, unsigned count);
+// Returns >0 delivered, 0 coalesced, <0 nobody.
+int irq_set_gsi(struct vm *vm, u32 gsi, unsigned source, bool level);
+void irq_destroy(struct vm *vm);
+extern const struct irqchip_ops irq_chip_ops;
+int irqfd_set(struct vm *vm, const struct kvm_irqfd *args);
+void irqfd_acked(struct vm *vm, unsigned chip, unsigned pin);
+void irqfd_destroy(struct vm *vm);
+
+// ---- time (clock.c, timer.c) ----
+void clock_calibrate(void);
+u32 clock_host_tsc_khz(void);
+u64 clock_now(void); // ns; derived from the TSC, callable anywhere
+u64 clock_kvmclock(struct vm *vm); // ns
+void clock_vm_init(struct vm *vm);
+void clock_vcpu_init(struct vcpu *vcpu);
+u64 clock_guest_tsc(struct vcpu *vcpu); // as RDTSC without TSC_ADJUST
+u64 clock_ops_tsc(void *opaque);
+u64 clock_tsc_to_time(void *vcpu, u64 tsc);
+void clock_set_tsc(struct vcpu *vcpu, u64 value); // host writes IA32_TSC
+int clock_set_tsc_khz(struct vcpu *vcpu, u32 khz);
+// The guest's clock page is to be written again before the vCPU goes on.
+void clock_request_update(struct vcpu *vcpu);
+void clock_request_update_all(struct vm *vm);
+void clock_update(struct vcpu *vcpu); // in_guest
+void clock_write_wall(struct vcpu *vcpu, u64 gpa); // in_guest
+
+void timer_start(struct vm *vm); // may be called again
+void timer_stop(struct vm *vm);
+void timer_set_vcpu(void *vcpu, u64 deadline);
+void timer_set_pit(void *vm, u64 deadline);
+
+// ---- objects ----
+struct vm {
+	u32 references;
+	unsigned process_generation;
+	u32 type;
+	struct lock lock, slots_lock;
+	struct memory_map *map;
+	u64 sync_generation; // of vm_synchronize()
+	struct io_bus *bus;
+	struct vcpu *vcpus[MAX_VCPUS];
+	unsigned vcpu_count; // published last
+	u32 boot_cpu_id;
+	struct irqchip *chip; // NULL: none in the kernel
+	bool split;
+	unsigned split_pins;
+	struct routing *routing;
+	struct irqfd *irqfds;
+	struct vm_code *code;
+	struct kvm_coalesced_mmio_ring *ring;
+	int ring_fd; // our own descriptor of the VM's memfd
+	u64 tss_addr, identity_map_addr;
+
+	// Capabilities switched on
+	u32 max_vcpu_id;
+	u64 x2apic_api, exception_payload, triple_fault_event, msr_exits, manual_dirty_protect;
+	u64 disabled_quirks, exit_on_emulation_failure, hypercall_exits;
+
+	// Clock
+	u64 tsc_offset, tsc_last_value, tsc_last_host;
+	u32 tsc_khz;
+	s64 clock_offset; // kvmclock = clock_now() + this
+
+	// Timer thread
+	bool timer_running;
+	pthread_t timer_thread;
+	volatile u32 timer_word, timer_stop;
+	u64 timer_next; // when the thread will look again; 0: it is awake
+	u64 pit_deadline;
+};
+
+#define MAX_FRAGMENTS 32
+
+// Accesses that the instruction in progress has already made through user space.
+struct io_fragment {
+	u64 gpa;
+	u8 length;
+	bool write;
+	u8 data[8];
+};
+
+enum completion { COMPLETE_NONE, COMPLETE_PIO, COMPLETE_MMIO, COMPLETE_RDMSR, COMPLETE_WRMSR,
+		  COMPLETE_HYPERCALL };
+
+struct vcpu {
+	struct vm *vm;
+	u32 id;
+	unsigned index;
+	struct lock mutex;
+	struct cpu *cpu;
+	struct lapic *lapic; // NULL: in user space
+	struct kvm_run *run; // pages 0 and 1 of the vCPU's mapping
+	u8 *pio_page;
+	int file; // our own descriptor of its memfd
+	bool has_run;
+
+	// Seen and changed by other threads
+	volatile u32 in_guest, in_run, kicked, blocked;
+	volatile u32 events; // counts wake-ups; the futex a halted vCPU sleeps on
+	volatile u32 clock_stale;
+	volatile u32 pv_unhalted;
+	u64 synchronized; // vm->sync_generation this vCPU has caught up with
+	u64 timer_deadline;
+
+	u32 mp_state;
+	bool exit_to_user; // a callback wants KVM_RUN to return; exit_result is its value
+	unsigned slot_hint; // memslots.c
+
+	// Pending completion, and what it completed
+	enum completion completion;
+	u64 completion_rip; // linear address of the instruction
+	struct io_fragment fragments[MAX_FRAGMENTS];
+	unsigned fragment_count, fragment_next;
+	struct {
+		bool valid, write;
+		u16 port;
+		u8 size;
+		u32 count;
+		u8 data[PAGE_SIZE];
+	} pio;
+	struct {
+		bool valid, write, error;
+		u32 index;
+		u64 value;
+	} msr;
+	struct {
+		bool valid;
+		u64 result;
+	} hypercall;
+
+	// Without an in-kernel APIC
+	int queued_interrupt; // KVM_INTERRUPT, -1: none
+	u64 cr8, apic_base;
+
+	// KVM's own MSRs
+	u64 system_time_msr, wall_clock_msr, steal_time_msr, pv_eoi_msr, async_pf_msr, async_pf_int_msr;
+	u64 poll_control;
+	u32 pvclock_version;
+	bool guest_stopped;
+
+	u64 tsc_offset;
+	u32 tsc_khz;
+	u64 tsc_ratio; // guest ticks for a host tick, 16.48; 0: the same
+
+	// As given to KVM_SET_CPUID2, for comparison
+	struct kvm_cpuid_entry2 *cpuid;
+	unsigned cpuid_count;
+	bool enforce_pv_features;
+	u32 pv_features; // CPUID 0x40000001.EAX
+	u64 mcg_cap;
+	u8 *signal_mask; // KVM_SET_SIGNAL_MASK: 8 bytes or NULL
+	u64 signal_mask_value;
+	bool signal_mask_set;
+	bool triple_fault;
+	bool smi_pending;
+};
+
+int vm_create(u32 type);
+void vm_get(struct vm *vm);
+void vm_put(struct vm *vm);
+int vcpu_create(struct vm *vm, u32 id);
+void vcpu_destroy(struct vcpu *vcpu);
+static inline struct vcpu *vm_vcpu(struct vm *vm, unsigned i) { return vm->vcpus[i]; }
+static inline unsigned vm_vcpu_count(struct vm *vm)
+{
+	return __atomic_load_n(&vm->vcpu_count, __ATOMIC_ACQUIRE);
+}
+
+// ---- running (run.c) ----
+long vcpu_run(struct vcpu *vcpu);
+void vcpu_wake(void *vcpu, unsigned what); // enum irqchip_wake, from any thread
+void vcpu_kick(struct vcpu *vcpu);	   // KVM_RUN returns EINTR
+// ---- the processor's callbacks (ops.c, run.c, msrs.c, hypercall.c) ----
+extern const struct cpu_ops vcpu_ops;
+enum cpu_ops_result ops_pio(void *opaque, u16 port, void *data, unsigned size, unsigned count, bool write);
+enum cpu_ops_result ops_mmio(void *opaque, u64 gpa, void *data, unsigned length, bool write);
+enum cpu_ops_result ops_rdmsr(void *opaque, u32 msr, u64 *value, enum who who);
+enum cpu_ops_result ops_wrmsr(void *opaque, u32 msr, u64 value, enum who who);
+enum cpu_ops_result ops_hypercall(void *opaque);
+int ops_interrupt(void *opaque, bool acknowledge);
+// Leaves for user space, which makes the access; io_complete() takes its answer.
+enum cpu_ops_result io_leave(struct vcpu *vcpu, enum completion completion);
+// Takes over what user space answered to the last exit (io.c); cpu->replay is set if the instruction
+// is still the same.
+void io_complete(struct vcpu *vcpu);
+
+// ---- registers (regs.c, sregs.c, fpu_ioctls.c, events.c) ----
+void regs_get(struct vcpu *vcpu, struct kvm_regs *regs);
+void regs_set(struct vcpu *vcpu, const struct kvm_regs *regs);
+void sregs_get(struct vcpu *vcpu, struct kvm_sregs *sregs);
+int sregs_set(struct vcpu *vcpu, const struct kvm_sregs *sregs);
+void sregs2_get(struct vcpu *vcpu, struct kvm_sregs2 *sregs);
+int sregs2_set(struct vcpu *vcpu, const struct kvm_sregs2 *sregs);
+void debugregs_get(struct vcpu *vcpu, struct kvm_debugregs *regs);
+int debugregs_set(struct vcpu *vcpu, const struct kvm_debugregs *regs);
+int guest_debug_set(struct vcpu *vcpu, const struct kvm_guest_debug *debug);
+void translate(struct vcpu *vcpu, struct kvm_translation *translation);
+void events_get(struct vcpu *vcpu, struct kvm_vcpu_events *events);
+int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *events);
+void fpu_ioctl_get(struct vcpu *vcpu, struct kvm_fpu *fpu);
+int fpu_ioctl_set(struct vcpu *vcpu, const struct kvm_fpu *fpu);
+unsigned xsave_size(void); // KVM_CAP_XSAVE2
+int xsave_get(struct vcpu *vcpu, void *client, size_t size);
+int xsave_set(struct vcpu *vcpu, const void *client);
+void xcrs_get(struct vcpu *vcpu, struct kvm_xcrs *xcrs);
+int xcrs_set(struct vcpu *vcpu, const struct kvm_xcrs *xcrs);
+int mp_state_set(struct vcpu *vcpu, u32 state);
+int one_reg(struct vcpu *vcpu, const struct kvm_one_reg *reg, bool set);
+int reg_list(struct vcpu *vcpu, void *client);
+u64 lapic_base_get(const struct vcpu *vcpu);
+int lapic_base_set(struct vcpu *vcpu, u64 value, bool host);
+
+// ---- CPUID and MSRs ----
+unsigned msr_index_list(u32 *list, unsigned max);
+int cpuid_supported_ioctl(void *client);
+int cpuid_set_ioctl(struct vcpu *vcpu, const void *client);
+int cpuid_get_ioctl(struct vcpu *vcpu, void *client);
+long msrs_ioctl(struct vcpu *vcpu, void *client, bool write); // vcpu NULL: feature MSRs
+int msr_list_ioctl(void *client, bool features);
+
+// ---- capabilities (capabilities.c) ----
+long capability(struct vm *vm, unsigned long number); // vm NULL: of the system
+int capability_enable(struct vm *vm, const struct kvm_enable_cap *cap);
+int capability_enable_vcpu(struct vcpu *vcpu, const struct kvm_enable_cap *cap);
+
+#endif

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+// Options of the library that KVM has no ioctl for.
+#include "cetkvm/cetkvm.h"
+
+#include "base/symbols.h"
+#include "kvm/kvm.h"
+
+#include <errno.h>
+#include <string.h>
+
+bool option_trace_cp, option_single_grain;
+
+static bool two_words(const char *value, const char *no, const char *yes, bool *result)
+{
+	if (strcmp(value, no) && strcmp(value, yes))
+		return false;
+	*result = !strcmp(value, yes);
+	return true;
+}
+
+__attribute__((visibility("default"))) int cetkvm_set_option(const char *name, const char *value)
+{
+	bool good;
+
+	if (!strcmp(name, "trace-cp")) {
+		good = two_words(value, "off", "on", &option_trace_cp);
+	} else if (!strcmp(name, "grain")) {
+		good = two_words(value, "block", "single", &option_single_grain);
+	} else if (!strcmp(name, "symbols")) {
+		return symbols_load(value);
+	} else {
+		errno = ENOENT;
+		return -1;
+	}
+	if (good)
+		return 0;
+	errno = EINVAL;
+	return -1;
+}

@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: MIT
+// KVM_RUN: from the client's call to the exit it is told about, and the sleep of a halted vCPU.
+// api.rst: KVM_RUN, "The kvm_run structure", KVM_SET_MP_STATE.
+#include "kvm/kvm.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+
+#define LONG_SLEEP 1000000000ull // wakes now and then to look around; also what makes EINTR certain
+
+static bool lapic_in_kernel(const struct vcpu *vcpu)
+{
+	return vcpu->lapic;
+}
+
+// ---- wake-ups, from any thread ----
+static void notify(struct vcpu *vcpu)
+{
+	__atomic_fetch_add(&vcpu->events, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&vcpu->blocked, __ATOMIC_SEQ_CST))
+		futex_wake(&vcpu->events, 1);
+}
+
+void vcpu_wake(void *opaque, unsigned what)
+{
+	struct vcpu *vcpu = opaque;
+	u32 requests = 0, n;
+
+	if (what & WAKE_IRQ)
+		requests |= REQ_IRQ;
+	if (what & WAKE_NMI) {
+		n = __atomic_load_n(&vcpu->cpu->nmi_pending, __ATOMIC_RELAXED);
+		while (n < 2 && !__atomic_compare_exchange_n(&vcpu->cpu->nmi_pending, &n, n + 1, false,
+							     __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+			;
+		requests |= REQ_NMI;
+	}
+	if (what & WAKE_INIT_SIPI)
+		requests |= REQ_INIT_SIPI;
+	if (what & WAKE_SMI)
+		requests |= REQ_SMI;
+	cpu_request(vcpu->cpu, requests);
+	notify(vcpu);
+}
+
+void vcpu_kick(struct vcpu *vcpu)
+{
+	__atomic_store_n(&vcpu->kicked, 1, __ATOMIC_SEQ_CST);
+	cpu_request(vcpu->cpu, REQ_KICK);
+	notify(vcpu);
+}
+
+static bool wants_out(struct vcpu *vcpu)
+{
+	return __atomic_load_n(&vcpu->kicked, __ATOMIC_SEQ_CST) ||
+	       __atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST);
+}
+
+// ---- interrupts ----
+int ops_interrupt(void *opaque, bool acknowledge)
+{
+	struct vcpu *vcpu = opaque;
+	struct irqchip *chip = vcpu->vm->chip;
+	int vector = vcpu->queued_interrupt;
+
+	if (vector >= 0) { // KVM_INTERRUPT
+		if (acknowledge)
+			vcpu->queued_interrupt = -1;
+		return vector;
+	}
+	if (!lapic_in_kernel(vcpu))
+		return -1;
+	if (__atomic_load_n(&vcpu->lapic->deadline, __ATOMIC_RELAXED))
+		lapic_timer_poll(vcpu->lapic, clock_now());
+	if (chip->pic_and_ioapic && pic_pending(chip) && lapic_accepts_pic(vcpu->lapic))
+		return acknowledge ? pic_acknowledge(chip) : 0;
+	return lapic_interrupt(vcpu->lapic, acknowledge);
+}
+
+static u64 ops_get_cr8(void *opaque)
+{
+	struct vcpu *vcpu = opaque;
+
+	return lapic_in_kernel(vcpu) ? lapic_cr8(vcpu->lapic) : vcpu->cr8;
+}
+
+static void ops_set_cr8(void *opaque, u64 tpr)
+{
+	struct vcpu *vcpu = opaque;
+
+	if (lapic_in_kernel(vcpu)) {
+		lapic_set_cr8(vcpu->lapic, tpr);
+		return;
+	}
+	// User space has the APIC and wants to know about every lower priority.
+	if (tpr < vcpu->cr8) {
+		vcpu->run->exit_reason = KVM_EXIT_SET_TPR;
+		cpu_request(vcpu->cpu, REQ_KICK);
+		__atomic_store_n(&vcpu->exit_to_user, true, __ATOMIC_RELAXED);
+	}
+	vcpu->cr8 = tpr;
+}
+
+// ---- INIT and SIPI ----
+static bool is_boot_cpu(const struct vcpu *vcpu)
+{
+	return vcpu->id == vcpu->vm->boot_cpu_id;
+}
+
+static void accept_events(struct vcpu *vcpu)
+{
+	struct lapic *lapic = vcpu->lapic;
+	u32 pending;
+
+	if (!lapic || !(pending = __atomic_load_n(&lapic->pending, __ATOMIC_SEQ_CST)))
+		return;
+	if (pending & LAPIC_PENDING_INIT) {
+		__atomic_fetch_and(&lapic->pending, ~(u32)LAPIC_PENDING_INIT, __ATOMIC_SEQ_CST);
+		cpu_reset(vcpu->cpu, true);
+		lapic_reset(lapic, true);
+		vcpu->completion = COMPLETE_NONE;
+		vcpu->mp_state = is_boot_cpu(vcpu) ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_INIT_RECEIVED;
+	}
+	if (__atomic_fetch_and(&lapic->pending, ~(u32)LAPIC_PENDING_SIPI, __ATOMIC_SEQ_CST) &
+	    LAPIC_PENDING_SIPI) {
+		// One that comes while the processor runs is ignored.
+		if (vcpu->mp_state == KVM_MP_STATE_INIT_RECEIVED) {
+			cpu_sipi(vcpu->cpu, lapic->sipi_vector);
+			vcpu->mp_state = KVM_MP_STATE_RUNNABLE;
+		}
+	}
+}
+
+static bool ops_init_sipi(void *opaque)
+{
+	struct vcpu *vcpu = opaque;
+
+	accept_events(vcpu);
+	return vcpu->mp_state == KVM_MP_STATE_RUNNABLE;
+}
+
+static void ops_timer(void *opaque)
+{
+	struct vcpu *vcpu = opaque;
+
+	vcpu_synchronize(vcpu);
+	clock_update(vcpu);
+}
+
+const struct cpu_ops vcpu_ops = {
+	.map = memory_ops_map,
+	.mark_dirty = memory_ops_mark_dirty,
+	.mmio = ops_mmio,
+	.pio = ops_pio,
+	.rdmsr = ops_rdmsr,
+	.wrmsr = ops_wrmsr,
+	.interrupt = ops_interrupt,
+	.get_cr8 = ops_get_cr8,
+	.set_cr8 = ops_set_cr8,
+	.tsc = clock_ops_tsc,
+	.init_sipi = ops_init_sipi,
+	.timer = ops_timer,
+	.hypercall = ops_hypercall,
+};
+
+// ---- sleeping ----
+static bool runnable(struct vcpu *vcpu)
+{
+	struct cpu *cpu = vcpu->cpu;
+	u32 pending = vcpu->lapic ? __atomic_load_n(&vcpu->lapic->pending, __ATOMIC_SEQ_CST) : 0;
+
+	switch (vcpu->mp_state) {
+	case KVM_MP_STATE_RUNNABLE:
+		return true;
+	case KVM_MP_STATE_UNINITIALIZED:
+		return pending;
+	case KVM_MP_STATE_INIT_RECEIVED:
+		return pending;
+	}
+	if (pending & LAPIC_PENDING_INIT)
+		return true;
+	if (__atomic_load_n(&cpu->nmi_pending, __ATOMIC_SEQ_CST) && !cpu->nmi_masked)
+		return true;
+	if (__atomic_exchange_n(&vcpu->pv_unhalted, 0, __ATOMIC_SEQ_CST))
+		return true;
+	if (__atomic_load_n(&cpu->request, __ATOMIC_SEQ_CST) & REQ_SMI)
+		return true;
+	if (cpu->event.valid)
+		return true;
+	// Ask even with interrupts disabled: it makes an expired timer pending.
+	return ops_interrupt(vcpu, false) >= 0 && (cpu->rflags & FLAG_IF);
+}
+
+// Sleeps until the vCPU has something to do. false: the client wants KVM_RUN to return.
+static bool block(struct vcpu *vcpu)
+{
+	bool result = true;
+
+	for (;;) {
+		u32 events = __atomic_load_n(&vcpu->events, __ATOMIC_SEQ_CST);
+		u64 sleep = LONG_SLEEP, deadline, now;
+
+		if (wants_out(vcpu)) {
+			result = false;
+			break;
+		}
+		if (runnable(vcpu))
+			break;
+		deadline = vcpu->lapic ? vcpu->lapic->deadline : 0;
+		now = clock_now();
+		if (deadline)
+			sleep = deadline <= now ? 0 : deadline - now < sleep ? deadline - now : sleep;
+		__atomic_store_n(&vcpu->blocked, 1, __ATOMIC_SEQ_CST);
+		if (sleep && futex_wait(&vcpu->events, events, sleep) == -EINTR)
+			result = false;
+		__atomic_store_n(&vcpu->blocked, 0, __ATOMIC_SEQ_CST);
+		if (!result)
+			break;
+	}
+	return result;
+}
+
+// ---- exits ----
+static void fill_debug(struct vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	struct cpu *cpu = vcpu->cpu;
+
+	run->exit_reason = KVM_EXIT_DEBUG;
+	run->debug.arch.exception = cpu->debug_exit.exception;
+	run->debug.arch.pc = cpu->debug_exit.pc;
+	run->debug.arch.dr6 = cpu->debug_exit.dr6;
+	run->debug.arch.dr7 = cpu->debug_exit.dr7;
+}
+
+static long interrupted(struct vcpu *vcpu)
+{
+	vcpu->run->exit_reason = KVM_EXIT_INTR;
+	return -EINTR;
+}
+
+static bool wants_window(struct vcpu *vcpu)
+{
+	return vcpu->run->request_interrupt_window && vcpu->queued_interrupt < 0 &&
+	       (cpu_rflags(vcpu->cpu) & FLAG_IF) && !vcpu->cpu->interrupt_shadow &&
+	       (!vcpu->lapic || !vcpu->vm->chip->pic_and_ioapic);
+}
+
+#define STAY 1
+
+// What the processor left for. STAY: go on; else what KVM_RUN returns.
+static long handle(struct vcpu *vcpu, enum cpu_exit exit)
+{
+	struct kvm_run *run = vcpu->run;
+
+	switch (exit) {
+	case CPU_EXIT_KICK:
+		if (vcpu->exit_to_user)
+			return 0;
+		if (wants_out(vcpu))
+			return interrupted(vcpu);
+		return STAY;
+	case CPU_EXIT_OPS:
+		return vcpu->exit_to_user ? 0 : STAY;
+	case CPU_EXIT_HLT:
+		if (lapic_in_kernel(vcpu)) {
+			vcpu->mp_state = KVM_MP_STATE_HALTED;
+			return STAY;
+		}
+		run->exit_reason = KVM_EXIT_HLT;
+		vcpu->cpu->halted = false;
+		return 0;
+	case CPU_EXIT_SHUTDOWN:
+		run->exit_reason = KVM_EXIT_SHUTDOWN;
+		return 0;
+	case CPU_EXIT_FAULT:
+		return -EFAULT;
+	case CPU_EXIT_DEBUG:
+		fill_debug(vcpu);
+		return 0;
+	case CPU_EXIT_EMULATION:
+		run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
+		run->internal.suberror = KVM_INTERNAL_ERROR_EMULATION;
+		run->internal.ndata = 0;
+		return 0;
+	}
+	return -EIO;
+}
+
+static long run_loop(struct vcpu *vcpu)
+{
+	struct cpu *cpu = vcpu->cpu;
+	enum cpu_exit exit;
+	long result;
+
+	for (;;) {
+		if (vcpu->mp_state != KVM_MP_STATE_RUNNABLE) {
+			if (!block(vcpu))
+				return interrupted(vcpu);
+			accept_events(vcpu);
+			if (vcpu->mp_state == KVM_MP_STATE_HALTED) {
+				vcpu->mp_state = KVM_MP_STATE_RUNNABLE;
+				cpu->halted = false;
+			}
+			if (vcpu->mp_state != KVM_MP_STATE_RUNNABLE)
+				continue;
+		}
+		// A pending completion is finished even when the client wants out.
+		if (wants_out(vcpu)) {
+			if (!cpu->replay)
+				return interrupted(vcpu);
+			cpu_request(cpu, REQ_KICK);
+		}
+		vcpu->exit_to_user = false;
+		vcpu_enter_guest(vcpu);
+		clock_update(vcpu);
+		cpu_request(cpu, REQ_IRQ);
+		exit = cpu_run(cpu);
+		vcpu_leave_guest(vcpu);
+		__atomic_fetch_and(&cpu->request, ~(u32)REQ_KICK, __ATOMIC_SEQ_CST);
+		result = handle(vcpu, exit);
+		if (result != STAY)
+			return result;
+		if (wants_window(vcpu)) {
+			vcpu->run->exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
+			return 0;
+		}
+	}
+}
+
+// ---- the client's page ----
+static int load_run(struct vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	u64 dirty = __atomic_load_n(&run->kvm_dirty_regs, __ATOMIC_RELAXED);
+	u64 valid = __atomic_load_n(&run->kvm_valid_regs, __ATOMIC_RELAXED);
+	// Copied before they are checked: other threads can write the page.
+	struct kvm_sync_regs copy;
+
+	if ((valid | dirty) & ~(u64)KVM_SYNC_X86_VALID_FIELDS)
+		return -EINVAL;
+	if (dirty) {
+		memcpy(&copy, &run->s.regs, sizeof(copy));
+		if (dirty & KVM_SYNC_X86_REGS)
+			regs_set(vcpu, &copy.regs);
+		if ((dirty & KVM_SYNC_X86_SREGS) && sregs_set(vcpu, &copy.sregs))
+			return -EINVAL;
+		if ((dirty & KVM_SYNC_X86_EVENTS) && events_set(vcpu, &copy.events))
+			return -EINVAL;
+		run->kvm_dirty_regs &= ~dirty;
+	}
+	if (!lapic_in_kernel(vcpu))
+		vcpu->cr8 = run->cr8 & 15;
+	run->flags = 0;
+	return 0;
+}
+
+static void store_run(struct vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	struct cpu *cpu = vcpu->cpu;
+	u64 valid = run->kvm_valid_regs;
+
+	run->if_flag = !!(cpu->rflags & FLAG_IF);
+	run->flags = cpu->smm ? KVM_RUN_X86_SMM : 0;
+	run->cr8 = ops_get_cr8(vcpu);
+	run->apic_base = lapic_base_get(vcpu);
+	run->ready_for_interrupt_injection = (vcpu->lapic && vcpu->vm->chip->pic_and_ioapic) ||
+		(vcpu->queued_interrupt < 0 && run->if_flag && !cpu->interrupt_shadow && !cpu->event.valid);
+	if (valid & KVM_SYNC_X86_REGS)
+		regs_get(vcpu, &run->s.regs.regs);
+	if (valid & KVM_SYNC_X86_SREGS)
+		sregs_get(vcpu, &run->s.regs.sregs);
+	if (valid & KVM_SYNC_X86_EVENTS)
+		events_get(vcpu, &run->s.regs.events);
+}
+
+static long run_uninitialized(struct vcpu *vcpu)
+{
+	if (!block(vcpu))
+		return interrupted(vcpu);
+	accept_events(vcpu);
+	return -EAGAIN;
+}
+
+long vcpu_run(struct vcpu *vcpu)
+{
+	sigset_t mask = { 0 }, old;
+	long result = load_run(vcpu);
+
+	if (result)
+		return result;
+	timer_start(vcpu->vm);
+	__atomic_store_n(&vcpu->kicked, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&vcpu->in_run, 1, __ATOMIC_SEQ_CST);
+	if (vcpu->signal_mask_set) {
+		memcpy(&mask, &vcpu->signal_mask_value, sizeof(vcpu->signal_mask_value));
+		pthread_sigmask(SIG_SETMASK, &mask, &old);
+	}
+	vcpu->has_run = true;
+	io_complete(vcpu);
+	if (vcpu->mp_state == KVM_MP_STATE_UNINITIALIZED)
+		result = run_uninitialized(vcpu);
+	else
+		result = run_loop(vcpu);
+	store_run(vcpu);
+	if (vcpu->signal_mask_set)
+		pthread_sigmask(SIG_SETMASK, &old, NULL);
+	__atomic_store_n(&vcpu->in_run, 0, __ATOMIC_SEQ_CST);
+	return result;
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+// A virtual machine's life. It is kept by its own descriptor and by each vCPU's; vCPUs live as long.
+#include "kvm/kvm.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+int vm_create(u32 type)
+{
+	struct vm *vm;
+	int fd;
+
+	if (type)
+		return -EINVAL;
+	vm = calloc(1, sizeof(*vm));
+	if (!vm)
+		return -ENOMEM;
+	vm->references = 1;
+	vm->process_generation = fd_process_generation();
+	vm->max_vcpu_id = MAX_VCPU_ID;
+	vm->identity_map_addr = 0xfffbc000;
+	vm->ring_fd = -1;
+	clock_vm_init(vm);
+	vm->code = vm_code_create();
+	fd = memory_file("kvm-vm", PAGE_SIZE);
+	if (fd < 0 || !vm->code) {
+		vm_put(vm);
+		return fd < 0 ? fd : (close(fd), -ENOMEM);
+	}
+	vm->ring = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	vm->ring_fd = fd_move_high(dup(fd));
+	if (vm->ring == MAP_FAILED || vm->ring_fd < 0) {
+		vm->ring = NULL;
+		close(fd);
+		vm_put(vm);
+		return -ENOMEM;
+	}
+	return fd_install(fd, FD_VM, vm);
+}
+
+void vm_get(struct vm *vm)
+{
+	__atomic_fetch_add(&vm->references, 1, __ATOMIC_RELAXED);
+}
+
+void vm_put(struct vm *vm)
+{
+	if (__atomic_sub_fetch(&vm->references, 1, __ATOMIC_ACQ_REL))
+		return;
+	// A child after fork has the memory of its parent's machines, but none of their threads.
+	if (vm->process_generation == fd_process_generation())
+		timer_stop(vm);
+	irqfd_destroy(vm);
+	for (unsigned i = 0; i < vm->vcpu_count; i++)
+		vcpu_destroy(vm->vcpus[i]);
+	irq_destroy(vm);
+	bus_destroy(vm);
+	memory_map_destroy(vm);
+	if (vm->code)
+		vm_code_destroy(vm->code);
+	if (vm->ring)
+		munmap(vm->ring, PAGE_SIZE);
+	if (vm->ring_fd >= 0)
+		close(vm->ring_fd);
+	free(vm);
+}
