@@ -434,8 +434,8 @@ static void cet_rstorssp(struct cpu *cpu, const struct insn *insn)
 	if (address & 7)
 		cpu_gp0(cpu);
 	// The checks depend on the token's value, which another processor may change: try until the
-	// value judged is the value exchanged.
-	token = ss_load8(cpu, address, access);
+	// value judged is the value exchanged. The first look is a write access already.
+	token = mem_cmpxchg64(cpu, address, 0, 0, ACCESS_WRITE | access);
 	for (;;) {
 		valid = (token & 3) == mode_bit(cpu) && (cpu_64bit(cpu) || !(token >> 32)) &&
 			(((token & ~1ull) - 8) & ~7ull) == address;

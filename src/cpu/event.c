@@ -122,7 +122,8 @@ bool event_deliver_pending(struct cpu *cpu)
 		// CR2 follows every page fault, also one which becomes a double fault.
 		if (event->vector == VECTOR_PF)
 			cpu->cr2 = event->payload;
-		if (event->vector == VECTOR_DB && !event->soft) {
+		// What user space injects has left its mark in DR6 already.
+		if (event->vector == VECTOR_DB && !event->soft && !event->injected) {
 			event->payload |= cpu->debug_raised;
 			cpu->debug_raised = 0;
 			debug_intercept(cpu, VECTOR_DB, event->payload);
