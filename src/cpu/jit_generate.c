@@ -546,6 +546,25 @@ static void lea(struct translation *t)
 	write_gpr(t, tr_gpr(t->op[0].reg.value, &high), t->zi.operand_width / 8);
 }
 
+static void pushfq(struct translation *t)
+{
+	struct emit *e = E(t);
+
+	tr_save_flags(t);
+	e_load32(e, H_RAX, OFF(arith));
+	e3(e, 0x0f, 0xb6, 0xfc); // movzx edi, ah
+	e_alu_imm(e, false, 4, H_RDI, FLAGS_ARITH & 0xff);
+	e_alu_imm(e, false, 4, H_RAX, 1);
+	e3(e, 0xc1, 0xe0, 11); // shl eax, 11
+	e_op_rr(e, false, 0x0b, H_RAX, H_RDI);
+	e_op_rm(e, false, 0x0b, H_RAX, H_RSP, OFF(rflags));
+	e_alu_imm(e, false, 4, H_RAX, ~(int)(FLAG_RF | FLAG_VM));
+	e_store(e, H_RAX, OFF(temp[0]));
+	t->flags = FLAGS_MEM;
+	push(t, H_T1, 8);
+	stack_move(t, -8);
+}
+
 static void change_flag(struct translation *t, unsigned op, u32 mask)
 {
 	tr_save_flags(t);
@@ -643,6 +662,11 @@ bool tr_generate(struct translation *t)
 		if (MODE_CPL_OF(t->mode) || (t->mode & MODE_V86))
 			return false;
 		change_flag(t, 4, ~FLAG_IF);
+		return true;
+	case ZYDIS_MNEMONIC_PUSHFQ:
+		if (!MODE_64(t->mode))
+			return false;
+		pushfq(t);
 		return true;
 	case ZYDIS_MNEMONIC_STI: return sti(t);
 	case ZYDIS_MNEMONIC_CLD: change_flag(t, 4, ~FLAG_DF); return true;
