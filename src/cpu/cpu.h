@@ -215,7 +215,7 @@ struct tlb_entry {
 	u64 gpa;	 // guest-physical address of the page | TLB_GLOBAL
 };
 
-enum { TLB_K_BITS = 12, TLB_KA_BITS = 10, TLB_U_BITS = 12, TLB_SS_BITS = 6, TLB_CODE_BITS = 8 };
+enum { TLB_K_BITS = 12, TLB_U_BITS = 12, TLB_SS_BITS = 6, TLB_CODE_BITS = 8 };
 
 struct jump_entry {
 	u64 rip, entry;
@@ -224,7 +224,7 @@ enum { JUMP_BITS = 12, JUMP_IBT_BITS = 10 };
 
 // Number of entries of all TLBs of a vCPU together, and what tlb.c notes about them.
 #define TLB_ENTRIES \
-	((1 << TLB_K_BITS) + (1 << TLB_KA_BITS) + (1 << TLB_U_BITS) + 2 * (1 << TLB_SS_BITS) + \
+	((1 << TLB_K_BITS) + (1 << TLB_U_BITS) + 2 * (1 << TLB_SS_BITS) + \
 	 2 * (1 << TLB_CODE_BITS))
 #define TLB_AC_MAX 32
 #define PAGE_CACHE_SIZE 64 // power of 2
@@ -275,7 +275,6 @@ struct cpu {
 	u64 rflags;		 // 0x0e8 everything but the six arithmetic flags, which are in arith
 	struct segment seg[SEG_COUNT]; // 0x0f0
 	struct tlb_entry tlb_k[1 << TLB_K_BITS] __attribute__((aligned(64)));	// supervisor accesses
-	struct tlb_entry tlb_ka[1 << TLB_KA_BITS]; // supervisor, EFLAGS.AC=1 under SMAP
 	struct tlb_entry tlb_u[1 << TLB_U_BITS];   // user
 	struct tlb_entry tlb_ssk[1 << TLB_SS_BITS]; // shadow-stack accesses, supervisor
 	struct tlb_entry tlb_ssu[1 << TLB_SS_BITS]; // shadow-stack accesses, user

@@ -195,6 +195,8 @@ u32 jit_mode(struct cpu *cpu)
 	struct jit *jit = cpu->jit;
 
 	if (jit->mode_stale) {
+		if (cpu->tlb_ac_count && (cpu->cpl == 3 || !(cpu->rflags & FLAG_AC)))
+			tlb_drop_ac(cpu);
 		jit->mode = compute_mode(cpu);
 		jit->mode_stale = false;
 	}

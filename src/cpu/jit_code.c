@@ -353,19 +353,6 @@ void jit_invalidate_page(struct cpu *cpu, u64 gpa)
 	cpu_request(cpu, REQ_EVENT);
 }
 
-static void drop_writable(struct cpu *cpu, u64 gpa)
-{
-	struct tlb_entry *table[] = { cpu->tlb_k, cpu->tlb_ka, cpu->tlb_u, cpu->tlb_ssk, cpu->tlb_ssu };
-	const unsigned size[] = { 1 << TLB_K_BITS, 1 << TLB_KA_BITS, 1 << TLB_U_BITS,
-				  1 << TLB_SS_BITS, 1 << TLB_SS_BITS };
-
-	tlb_forget_stack(cpu);
-	for (unsigned t = 0; t < 5; t++)
-		for (unsigned i = 0; i < size[t]; i++)
-			if (((table[t][i].gpa ^ gpa) & ~0xfffull) == 0)
-				table[t][i].write = TLB_NONE(i);
-}
-
 void jit_handle_code_requests(struct cpu *cpu)
 {
 	struct jit *jit = cpu->jit;
@@ -418,7 +405,7 @@ void jit_page_gets_code(struct cpu *cpu, u64 gpa)
 	__atomic_fetch_or(&users->code, own, __ATOMIC_SEQ_CST);
 	writers = __atomic_exchange_n(&users->writer, 0, __ATOMIC_SEQ_CST);
 	if (writers & own)
-		drop_writable(cpu, gpa);
+		tlb_drop_writable(cpu, gpa);
 	if (writers & ~own)
 		shake_others(cpu, writers & ~own, true);
 	// The wait may have served a request that emptied this vCPU's cache.

@@ -83,6 +83,8 @@ void tlb_flush_nonglobal(struct cpu *cpu);  // MOV CR3, INVPCID all but globals
 void tlb_flush_page(struct cpu *cpu, u64 linear); // INVLPG (global pages too)
 // EFLAGS.AC was cleared, or CPL became 3: drops what only AC allowed. Needed if tlb_ac_count != 0.
 void tlb_drop_ac(struct cpu *cpu);
+// Stores to that guest-physical page have to come to tlb_fill() again.
+void tlb_drop_writable(struct cpu *cpu, u64 gpa);
 // Called by the flushes for the translator's caches keyed by linear address. In jit.
 void jit_tlb_flushed(struct cpu *cpu, bool global);
 void jit_tlb_flushed_page(struct cpu *cpu, u64 linear);

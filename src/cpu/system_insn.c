@@ -355,8 +355,7 @@ static void stac(struct cpu *cpu, const struct insn *insn)
 {
 	if (cpu->cpl)
 		cpu_ud(cpu);
-	cpu->rflags |= FLAG_AC;
-	cpu_mode_changed(cpu);
+	cpu->rflags |= FLAG_AC; // at CPL 0 no translation depends on it
 }
 
 static void clac(struct cpu *cpu, const struct insn *insn)
@@ -366,7 +365,6 @@ static void clac(struct cpu *cpu, const struct insn *insn)
 	cpu->rflags &= ~(u64)FLAG_AC;
 	if (cpu->tlb_ac_count)
 		tlb_drop_ac(cpu);
-	cpu_mode_changed(cpu);
 }
 
 enum if_control { IF_REAL, IF_VIRTUAL, IF_DENIED };

@@ -29,11 +29,10 @@ static inline unsigned number_of(struct cpu *cpu, const struct tlb_entry *entry)
 #define AT(table, number) \
 	_Static_assert(offsetof(struct cpu, table) == \
 		       offsetof(struct cpu, tlb_k) + (number) * sizeof(struct tlb_entry), "TLB layout")
-AT(tlb_ka, 1 << TLB_K_BITS);
-AT(tlb_u, (1 << TLB_K_BITS) + (1 << TLB_KA_BITS));
-AT(tlb_ssk, 2 * (1 << TLB_K_BITS) + (1 << TLB_KA_BITS));
-AT(tlb_ssu, 2 * (1 << TLB_K_BITS) + (1 << TLB_KA_BITS) + (1 << TLB_SS_BITS));
-AT(tlb_code, 2 * (1 << TLB_K_BITS) + (1 << TLB_KA_BITS) + 2 * (1 << TLB_SS_BITS));
+AT(tlb_u, 1 << TLB_K_BITS);
+AT(tlb_ssk, 2 * (1 << TLB_K_BITS));
+AT(tlb_ssu, 2 * (1 << TLB_K_BITS) + (1 << TLB_SS_BITS));
+AT(tlb_code, 2 * (1 << TLB_K_BITS) + 2 * (1 << TLB_SS_BITS));
 _Static_assert(TLB_K_BITS == TLB_U_BITS, "TLB layout");
 
 static void note_filled(struct cpu *cpu, unsigned number, u64 linear, u64 gpa)
@@ -273,7 +272,6 @@ void tlb_flush_page(struct cpu *cpu, u64 linear)
 	bool large = false;
 
 	flush_page_of(cpu, cpu->tlb_k, TLB_K_BITS, page);
-	flush_page_of(cpu, cpu->tlb_ka, TLB_KA_BITS, page);
 	flush_page_of(cpu, cpu->tlb_u, TLB_U_BITS, page);
 	flush_page_of(cpu, cpu->tlb_ssk, TLB_SS_BITS, page);
 	flush_page_of(cpu, cpu->tlb_ssu, TLB_SS_BITS, page);
@@ -292,6 +290,24 @@ void tlb_flush_page(struct cpu *cpu, u64 linear)
 		jit_tlb_flushed(cpu, true);
 	else
 		jit_tlb_flushed_page(cpu, linear);
+}
+
+void tlb_drop_writable(struct cpu *cpu, u64 gpa)
+{
+	struct tlb_notes *notes = &cpu->tlb_notes;
+
+	for (unsigned word = 0; word < sizeof(notes->filled[0]) / sizeof(u64); word++) {
+		u64 bits = notes->filled[0][word] | notes->filled[1][word];
+
+		for (; bits; bits &= bits - 1) {
+			unsigned number = word * 64 + __builtin_ctzll(bits);
+			struct tlb_entry *entry = entry_at(cpu, number);
+
+			if (((entry->gpa ^ gpa) & ~0xfffull) == 0)
+				entry->write = TLB_NONE(number);
+		}
+	}
+	tlb_forget_stack(cpu);
 }
 
 void cpu_set_pkru(struct cpu *cpu, u32 value)
