@@ -39,6 +39,19 @@ struct kvm_cpuid2 *cpuid_supported(const struct kvm_backend *kvm, int kvm_fd)
 	return cpuid;
 }
 
+struct kvm_cpuid2 *cpuid_emulated(const struct kvm_backend *kvm, int kvm_fd)
+{
+	struct kvm_cpuid2 *cpuid =
+		calloc(1, sizeof(*cpuid) + CPUID_ENTRIES_MAX * sizeof(struct kvm_cpuid_entry2));
+
+	if (!cpuid)
+		return NULL;
+	cpuid->nent = CPUID_ENTRIES_MAX;
+	if (kvm->ioctl(kvm_fd, KVM_GET_EMULATED_CPUID, cpuid) < 0)
+		cpuid->nent = 0;
+	return cpuid;
+}
+
 static struct kvm_cpuid_entry2 *cpuid_find(const struct kvm_cpuid2 *cpuid, uint32_t leaf, uint32_t subleaf)
 {
 	unsigned i;
@@ -300,16 +313,23 @@ static void cpuid_set_amd_copies(struct kvm_cpuid2 *cpuid)
 		extended->edx |= basic->edx & shared;
 }
 
-int cpuid_apply_choice(struct kvm_cpuid2 *cpuid, const struct cpu_choice *choice, bool any_vendor)
+int cpuid_apply_choice(struct kvm_cpuid2 *cpuid, const struct kvm_cpuid2 *emulated, const struct cpu_choice *choice,
+		       bool any_vendor)
 {
 	unsigned i;
 
-	for (i = 0; i < cpu_feature_count; i++)
-		if (choice->demanded[i] && !cpuid_has_feature(cpuid, &cpu_features[i])) {
-			vmm_message("--cpu: this host or KVM cannot offer '%s'; see 'cetkvm run --cpu list'",
-				    cpu_features[i].name);
+	for (i = 0; i < cpu_feature_count; i++) {
+		const struct cpu_feature *feature = &cpu_features[i];
+		struct kvm_cpuid_entry2 *entry = cpuid_find(cpuid, feature->leaf, feature->subleaf);
+
+		if (!choice->demanded[i] || cpuid_has_feature(cpuid, feature))
+			continue;
+		if (!entry || !cpuid_has_feature(emulated, feature)) {
+			vmm_message("--cpu: this host or KVM cannot offer '%s'; see 'cetkvm run --cpu list'", feature->name);
 			return -1;
 		}
+		*cpuid_register(entry, feature->reg) |= 1u << feature->bit;
+	}
 	cpuid_cut_features(cpuid, choice);
 	if (choice->model->vendor && any_vendor)
 		cpuid_set_vendor(cpuid, choice->model);

@@ -14,9 +14,14 @@ struct kvm_backend;
 // What KVM supports. The caller frees it. NULL after one line has been written.
 struct kvm_cpuid2 *cpuid_supported(const struct kvm_backend *kvm, int kvm_fd);
 
+// What KVM can do besides, at a price, for those who ask for it; possibly nothing. The caller frees it.
+struct kvm_cpuid2 *cpuid_emulated(const struct kvm_backend *kvm, int kvm_fd);
+
 // Cuts the supported leaves to the choice, in place. any_vendor: the model may name another vendor
-// than the host's. Writes one line and returns -1 if a demanded feature is missing.
-int cpuid_apply_choice(struct kvm_cpuid2 *cpuid, const struct cpu_choice *choice, bool any_vendor);
+// than the host's. Writes one line and returns -1 if a demanded feature is neither supported nor
+// emulated.
+int cpuid_apply_choice(struct kvm_cpuid2 *cpuid, const struct kvm_cpuid2 *emulated, const struct cpu_choice *choice,
+		       bool any_vendor);
 
 // Sets what depends on the number of vCPUs and on which one asks. APIC id = index.
 void cpuid_set_topology(struct kvm_cpuid2 *cpuid, unsigned index, unsigned count);

@@ -129,9 +129,10 @@ static int machine_create_vm(struct machine *machine)
 static int machine_create_vcpus(struct machine *machine)
 {
 	const struct kvm_backend *kvm = machine->kvm;
+	struct kvm_cpuid2 *emulated;
 	struct cpu_choice choice;
+	int limit, result;
 	unsigned i;
-	int limit;
 
 	machine->vcpu_count = machine->config->vcpus;
 	limit = kvm->ioctl(machine->kvm_fd, KVM_CHECK_EXTENSION, (void *)(long)KVM_CAP_MAX_VCPUS);
@@ -144,9 +145,12 @@ static int machine_create_vcpus(struct machine *machine)
 	if (cpu_choice_parse(&choice, machine->config->cpu) < 0)
 		return VMM_EXIT_BAD_INPUT;
 	machine->cpuid = cpuid_supported(kvm, machine->kvm_fd);
-	if (!machine->cpuid)
+	emulated = cpuid_emulated(kvm, machine->kvm_fd);
+	if (!machine->cpuid || !emulated)
 		return VMM_EXIT_FAILED;
-	if (cpuid_apply_choice(machine->cpuid, &choice, kvm->any_vendor) < 0)
+	result = cpuid_apply_choice(machine->cpuid, emulated, &choice, kvm->any_vendor);
+	free(emulated);
+	if (result < 0)
 		return VMM_EXIT_BAD_INPUT;
 	machine->vcpus = calloc(machine->vcpu_count, sizeof(*machine->vcpus));
 	if (!machine->vcpus)

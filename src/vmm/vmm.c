@@ -147,17 +147,21 @@ int vmm_run(const struct vmm_config *config)
 	return status;
 }
 
-static void print_feature_list(const struct kvm_cpuid2 *supported)
+static void print_feature_list(const struct kvm_cpuid2 *supported, const struct kvm_cpuid2 *emulated)
 {
 	unsigned i, column = 0;
 
 	for (i = 0; i < cpu_feature_count; i++) {
 		char text[64];
-		bool has = supported && cpuid_has_feature(supported, &cpu_features[i]);
+		const char *before = "", *after = "";
 
-		snprintf(text, sizeof(text), "%s%s", supported && !has ? "(" : "", cpu_features[i].name);
-		if (supported && !has)
-			strcat(text, ")");
+		if (supported && !cpuid_has_feature(supported, &cpu_features[i])) {
+			bool possible = emulated && cpuid_has_feature(emulated, &cpu_features[i]);
+
+			before = possible ? "[" : "(";
+			after = possible ? "]" : ")";
+		}
+		snprintf(text, sizeof(text), "%s%s%s", before, cpu_features[i].name, after);
 		column += printf(column ? " %s" : "  %s", text);
 		if (column > 90 || i + 1 == cpu_feature_count) {
 			putchar('\n');
@@ -168,22 +172,24 @@ static void print_feature_list(const struct kvm_cpuid2 *supported)
 
 int vmm_list_cpus(const struct kvm_backend *backend)
 {
-	struct kvm_cpuid2 *supported = NULL;
+	struct kvm_cpuid2 *supported = NULL, *emulated = NULL;
 	int fd = backend->open();
 	unsigned i;
 
 	if (fd >= 0) {
 		supported = cpuid_supported(backend, fd);
+		emulated = cpuid_emulated(backend, fd);
 		backend->close(fd);
 	}
 	printf("CPU models:\n");
 	for (i = 0; i < cpu_model_count; i++)
 		printf("  %-16s %s\n", cpu_models[i].name, cpu_models[i].description);
 	printf("\nFeatures for +feature and -feature%s:\n",
-	       supported ? " (in parentheses: not possible on this host)" : "");
-	print_feature_list(supported);
+	       supported ? "; (in parentheses): not possible on this host, [in brackets]: only on request" : "");
+	print_feature_list(supported, emulated);
 	if (!supported)
 		printf("\n%s cannot be opened here: which features it has is unknown.\n", backend->name);
 	free(supported);
+	free(emulated);
 	return 0;
 }
