@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: MIT
+// Single-step, debug registers, the interrupt shadow.
+#include "kit.h"
+
+static u64 variable __attribute__((aligned(8)));
+
+CODE(step_nop, "pushfq; orl $0x100, (%rsp); popfq\n nop\n step_nop_after: nop; nop");
+CODE(step_jump, "pushfq; orl $0x100, (%rsp); popfq\n jmp 1f; ud2\n 1: nop\n.globl step_jump_to\n step_jump_to = 1b");
+CODE(step_load, "pushfq; orl $0x100, (%rsp); popfq\n mov (%rdi), %rax\n step_load_after: nop");
+CODE(step_popf, "pushfq; pushfq; orl $0x100, (%rsp); popfq\n popfq\n step_popf_after: nop; nop");
+CODE(step_int, "pushfq; orl $0x100, (%rsp); popfq\n int $0x20");
+CODE(step_pushf, "pushfq; orl $0x100, (%rsp); popfq\n pushfq\n step_pushf_after: pop %rax");
+CODE(step_rep, "cld; mov $3, %ecx; pushfq; orl $0x100, (%rsp); popfq\n step_rep_at: rep stosb\n nop");
+CODE(step_mov_ss, "mov %ss, %eax; pushfq; orl $0x100, (%rsp); popfq\n mov %eax, %ss; mov $5, %ebx\n step_mov_ss_after: nop");
+CODE(step_syscall, "pushfq; orl $0x100, (%rsp); popfq\n syscall");
+CODE(step_fault, "pushfq; orl $0x100, (%rsp); popfq\n step_fault_at: mov (%rdi), %rax");
+CODE(step_io, "pushfq; orl $0x100, (%rsp); popfq\n in $0x80, %al\n step_io_after: nop");
+CODE(step_call, "pushfq; orl $0x100, (%rsp); popfq\n call 1f; nop\n 1: nop\n.globl step_call_to\n step_call_to = 1b");
+CODE(syscall_entry, "nop");
+CODE(write_variable, "mov %rax, (%rdi)\n write_variable_after: nop");
+CODE(read_variable, "mov (%rdi), %rax\n read_variable_after: nop");
+CODE(breakpoint, "nop; nop\n breakpoint_at: mov $7, %ebx; nop");
+CODE(icebp, ".byte 0xf1\n icebp_after: nop");
+CODE(int3, "int3\n int3_after: nop");
+CODE(read_dr, "mov %dr6, %rax; mov %dr7, %rbx");
+CODE(write_dr7, "mov %rax, %dr7");
+CODE(read_dr4, "mov %dr4, %rax");
+CODE(gd, "mov %dr0, %rax");
+
+LABEL(step_nop_after);
+LABEL(step_jump_to);
+LABEL(step_load_after);
+LABEL(step_popf_after);
+LABEL(step_pushf_after);
+LABEL(step_rep_at);
+LABEL(step_mov_ss_after);
+LABEL(step_fault_at);
+LABEL(step_io_after);
+LABEL(step_call_to);
+LABEL(write_variable_after);
+LABEL(read_variable_after);
+LABEL(breakpoint_at);
+LABEL(icebp_after);
+LABEL(int3_after);
+
+#define BS 0x4000
+#define BD 0x2000
+
+static void set_dr6(u64 v) { __asm__ volatile("mov %0, %%dr6" : : "r"(v)); }
+static void set_dr7(u64 v) { __asm__ volatile("mov %0, %%dr7" : : "r"(v)); }
+static void set_dr0(u64 v) { __asm__ volatile("mov %0, %%dr0" : : "r"(v)); }
+static u64 get_dr6(void)
+{
+	u64 v;
+
+	__asm__ volatile("mov %%dr6, %0" : "=r"(v));
+	return v;
+}
+
+static void step(const u8 *code, u64 rip, const char *name)
+{
+	struct run r = run_default(code);
+
+	r.gpr[RDI] = ADDR(&variable);
+	set_dr6(0xffff0ff0);
+	run(&r);
+	if (CHECK_VECTOR(DB, name)) {
+		CHECK_EQ(outcome.rip, rip, "RIP is the next instruction");
+		CHECK_EQ(outcome.dr6 & (BS | 15), BS, "DR6.BS");
+		CHECK_EQ(outcome.rflags & FL_TF, FL_TF, "the saved TF is set");
+	}
+}
+
+static void test_single_step(void)
+{
+	step(step_nop, ADDR(step_nop_after), "TF: #DB after the instruction behind POPF");
+	step(step_jump, ADDR(step_jump_to), "TF and JMP");
+	step(step_load, ADDR(step_load_after), "TF and a load");
+	step(step_call, ADDR(step_call_to), "TF and CALL");
+	step(step_io, ADDR(step_io_after), "TF and IN");
+	step(step_pushf, ADDR(step_pushf_after), "TF and PUSHF");
+	CHECK_EQ(*(u64 *)(outcome.rsp) & FL_TF, FL_TF, "PUSHF under TF pushes TF");
+	step(step_rep, ADDR(step_rep_at), "TF and REP: #DB after each iteration");
+	CHECK_EQ(outcome.gpr[RCX], 2, "one was done");
+	step(step_mov_ss, ADDR(step_mov_ss_after), "TF and MOV SS: #DB only after the next instruction");
+	CHECK_EQ(outcome.gpr[RBX], 5, "which was done");
+
+	struct run r = run_default(step_popf);
+	run(&r);
+	CHECK_VECTOR(DB, "TF and a POPF that clears it: #DB all the same");
+	CHECK_EQ(outcome.rip, ADDR(step_popf_after), "after that POPF");
+	CHECK_EQ(outcome.rflags & FL_TF, 0, "the saved TF is clear");
+	r = run_default(step_int);
+	run(&r);
+	CHECK_DONE("TF and INT n: no #DB, TF is clear in the handler");
+	r = run_default(step_fault);
+	r.gpr[RDI] = FREE_VA;
+	run(&r);
+	CHECK_VECTOR(PF, "TF and an instruction that faults: the fault comes");
+	CHECK(outcome.rip == ADDR(step_fault_at) && (outcome.rflags & FL_TF), "with TF saved");
+	CHECK_EQ(outcome.rflags & FL_RF, FL_RF, "RF is set in the flags saved by a fault");
+	r = run_user(step_syscall);
+	wrmsr(MSR_STAR, (u64)CS64 << 32 | (u64)(UCS32 & ~3) << 48);
+	wrmsr(MSR_LSTAR, ADDR(syscall_entry));
+	wrmsr(MSR_FMASK, FL_TF);
+	run(&r);
+	CHECK_DONE("TF and SYSCALL with TF in FMASK: no #DB");
+}
+
+static void test_breakpoints(void)
+{
+	struct run r = run_default(write_variable);
+
+	r.gpr[RDI] = ADDR(&variable);
+	set_dr0(ADDR(&variable));
+	set_dr7(0x400 | 3 | 1 << 16 | 3 << 18); /* write, 4 bytes */
+	set_dr6(0xffff0ff0);
+	run(&r);
+	if (CHECK_VECTOR(DB, "data breakpoint on a write")) {
+		CHECK_EQ(outcome.rip, ADDR(write_variable_after), "a trap: RIP is behind the store");
+		CHECK_EQ(outcome.dr6 & 15, 1, "DR6.B0");
+	}
+	r.rip = ADDR(read_variable);
+	run(&r);
+	CHECK_DONE("a write breakpoint does not take a read");
+	set_dr7(0x400 | 3 | 3 << 16 | 3 << 18); /* read or write */
+	run(&r);
+	CHECK_VECTOR(DB, "a read-write breakpoint does");
+	r.gpr[RDI] = ADDR(&variable) + 4;
+	run(&r);
+	CHECK_DONE("four bytes on are outside");
+	r.gpr[RDI] = ADDR(&variable) - 4;
+	run(&r);
+	CHECK_VECTOR(DB, "an access that ends inside takes it");
+	set_dr7(0x400);
+	r.gpr[RDI] = ADDR(&variable);
+	run(&r);
+	CHECK_DONE("a breakpoint that is not enabled");
+
+	r = run_default(breakpoint);
+	set_dr0(ADDR(breakpoint_at));
+	set_dr7(0x400 | 3);
+	set_dr6(0xffff0ff0);
+	run(&r);
+	if (CHECK_VECTOR(DB, "instruction breakpoint")) {
+		CHECK_EQ(outcome.rip, ADDR(breakpoint_at), "a fault: RIP is the instruction");
+		CHECK_EQ(outcome.gpr[RBX], 0, "which is not done");
+		CHECK_EQ(outcome.rflags & FL_RF, 0, "RF is clear in the flags saved by an instruction breakpoint");
+	}
+	/* IRET with RF goes over it: enter ring 3 right there. */
+	r = run_user(breakpoint_at);
+	r.rflags |= FL_RF;
+	run(&r);
+	CHECK(outcome.vector == DONE && outcome.gpr[RBX] == 7, "IRET with RF=1 goes over an instruction breakpoint");
+	r.rflags &= ~(u64)FL_RF;
+	run(&r);
+	CHECK_VECTOR(DB, "IRET with RF=0 does not");
+	set_dr7(0x400);
+
+	r = run_default(icebp);
+	run(&r);
+	CHECK(outcome.vector == DB && outcome.rip == ADDR(icebp_after), "INT1 is a trap #DB");
+	r = run_default(int3);
+	run(&r);
+	CHECK(outcome.vector == BP && outcome.rip == ADDR(int3_after), "INT3 is a trap #BP");
+}
+
+static void test_registers(void)
+{
+	struct run r = run_user(read_dr);
+
+	run(&r);
+	CHECK_FAULT(GP, 0, "MOV from DR6 in ring 3");
+	r = run_default(read_dr);
+	set_dr6(0xffff0ff0);
+	run(&r);
+	CHECK_EQ(outcome.gpr[RAX] & 0xfffffffffffef7ff, 0xfffe07f0 & 0xfffffffffffef7ff, "the fixed bits of DR6");
+	CHECK_EQ(outcome.gpr[RBX], 0x400, "DR7 has bit 10 set");
+	r = run_default(write_dr7);
+	r.gpr[RAX] = 0x100000400;
+	run(&r);
+	CHECK_FAULT(GP, 0, "the upper half of DR7 is reserved");
+	r = run_default(read_dr4);
+	run(&r);
+	CHECK_FAULT(UD, 0, "DR4 with CR4.DE=1");
+	set_dr7(0x400 | 1 << 13);
+	set_dr6(0xffff0ff0);
+	r = run_default(gd);
+	run(&r);
+	CHECK_VECTOR(DB, "DR7.GD: access to a debug register is #DB");
+	CHECK_EQ(get_dr6() & BD, BD, "DR6.BD");
+	u64 dr7;
+	__asm__ volatile("mov %%dr7, %0" : "=r"(dr7));
+	CHECK_EQ(dr7 & 1 << 13, 0, "GD is clear in the handler");
+	set_dr7(0x400);
+}
+
+void test_main(void)
+{
+	test_single_step();
+	test_breakpoints();
+	test_registers();
+}
