@@ -2,6 +2,7 @@
 // PUSHF, POPF, LAHF, SAHF and the instructions that set one flag.
 // SDM: "EFLAGS Instructions", "POPF/POPFD/POPFQ", "Interrupt Handling in Virtual-8086 Mode".
 #include "cpu/handlers.h"
+#include "cpu/operand.h"
 #include "cpu/stack.h"
 
 #define V86_16BIT_IOPL FLAG_IOPL
@@ -33,6 +34,7 @@ void pushf_handler(struct cpu *cpu, const struct insn *insn)
 			flags |= FLAG_IF;
 	}
 	stack_current(cpu, &stack);
+	check_alignment(cpu, stack.ss.base + stack.sp, size);
 	stack_push(cpu, &stack, &flags, size, size);
 	stack_commit(cpu, &stack);
 }
@@ -58,6 +60,7 @@ void popf_handler(struct cpu *cpu, const struct insn *insn)
 	struct stack stack;
 
 	stack_current(cpu, &stack);
+	check_alignment(cpu, stack.ss.base + stack.sp, size);
 	popped = stack_pop(cpu, &stack, size);
 	if (virtual_if && ((popped & FLAG_TF) || ((popped & FLAG_IF) && (old & FLAG_VIP))))
 		cpu_gp0(cpu);

@@ -90,15 +90,22 @@ __attribute__((weak)) u64 jit_guest_rip_of_host(struct cpu *cpu, u64 host_pc)
 	return 0;
 }
 
-static void hide_host_pointers(struct cpu *cpu, u64 fip_loaded)
+// Pointers as the guest may see them. FIP is what was loaded when no x87 instruction was executed
+// since: then everything is as the guest loaded it. Hosts that neither save nor load pointers
+// without a pending exception (AMD's) show 0: the guest's last values stay.
+static void hide_host_pointers(struct cpu *cpu, const u64 loaded[3])
 {
-	u64 *fip = (u64 *)&cpu->fpstate[FX_FIP];
+	u64 *fields = (u64 *)cpu->fpstate;
 
-	if (*fip == fip_loaded) // no x87 instruction since: still the guest's values
+	if (fields[1] == loaded[1] || !fields[1]) {
+		fpu_set16(cpu, FX_FOP, loaded[0] >> 48);
+		fields[1] = loaded[1];
+		fields[2] = loaded[2];
 		return;
-	*fip = jit_guest_rip_of_host(cpu, *fip);
-	*(u64 *)&cpu->fpstate[FX_FDP] = 0;
+	}
 	fpu_set16(cpu, FX_FOP, 0);
+	fields[1] = jit_guest_rip_of_host(cpu, fields[1]);
+	fields[2] = 0;
 }
 
 void cpu_fpu_load(struct cpu *cpu)
@@ -111,15 +118,15 @@ void cpu_fpu_load(struct cpu *cpu)
 
 void cpu_fpu_unload(struct cpu *cpu)
 {
-	u64 fip_loaded;
+	u64 loaded[3];
 
 	if (!cpu->fpu_loaded)
 		return;
-	fip_loaded = *(u64 *)&cpu->fpstate[FX_FIP];
+	memcpy(loaded, cpu->fpstate, sizeof(loaded));
 	host_xsave(cpu->fpstate);
 	thread_control_words(cpu);
 	cpu->fpu_loaded = false;
-	hide_host_pointers(cpu, fip_loaded);
+	hide_host_pointers(cpu, loaded);
 }
 
 void fpu_reset(struct cpu *cpu)

@@ -73,22 +73,20 @@ void gather_handler(struct cpu *cpu, const struct insn *insn)
 	fpu_vec_read(cpu, target, data, 32);
 	fpu_vec_read(cpu, mask_reg, mask, 32);
 	fpu_vec_read(cpu, insn->mem_index, indices, g.index_vector_bytes);
-	memset(mask + bytes, 0, sizeof(mask) - bytes);
-	memset(data + bytes, 0, sizeof(data) - bytes);
-	for (unsigned i = 0; i < g.count; i++) // the sign selects the whole element
-		memset(mask + i * unit, mask[i * unit + unit - 1] & 0x80 ? 0xff : 0, unit);
 	for (unsigned i = 0; i < g.count; i++) {
-		if (!mask[i * unit])
-			continue;
-		// The state as it has to be if this element faults.
-		fpu_vec_write_clear(cpu, mask_reg, mask, bytes < 16 ? 16 : bytes);
-		fpu_vec_write_clear(cpu, target, data, bytes < 16 ? 16 : bytes);
-		mem_read(cpu,
-			 segment_linear(cpu, insn->mem_seg, element_offset(cpu, insn, &g, indices, i),
-					unit, false),
-			 data + i * unit, unit, ACCESS_READ | cpu_access_of_cpl(cpu));
+		u64 offset = element_offset(cpu, insn, &g, indices, i);
+
+		if (mask[i * unit + unit - 1] & 0x80) {
+			// If this element faults, the state has to be this.
+			fpu_vec_write(cpu, mask_reg, mask, 32);
+			fpu_vec_write(cpu, target, data, 32);
+			mem_read(cpu, segment_linear(cpu, insn->mem_seg, offset, unit, false),
+				 data + i * unit, unit, ACCESS_READ | cpu_access_of_cpl(cpu));
+		}
 		memset(mask + i * unit, 0, unit);
 	}
-	fpu_vec_write_clear(cpu, mask_reg, mask, bytes < 16 ? 16 : bytes);
-	fpu_vec_write_clear(cpu, target, data, bytes < 16 ? 16 : bytes);
+	memset(mask, 0, sizeof(mask));
+	memset(data + bytes, 0, sizeof(data) - bytes);
+	fpu_vec_write_clear(cpu, mask_reg, mask, 32);
+	fpu_vec_write_clear(cpu, target, data, 32);
 }

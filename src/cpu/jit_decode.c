@@ -83,8 +83,10 @@ void jit_decode_insn(const ZydisDecodedInstruction *zi, const ZydisDecodedOperan
 	for (unsigned i = 0; i < zi->operand_count; i++) {
 		struct operand *to = n < 4 ? &insn->op[n] : NULL;
 
+		// Of MOVS, whose operands are both hidden, the source is meant: it has the override.
 		if (op[i].type == ZYDIS_OPERAND_TYPE_MEMORY &&
-		    (op[i].visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT || insn->mem_base == 0xff)) {
+		    (op[i].visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT || insn->mem_base == 0xff ||
+		     (op[i].visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN && mem_register(op[i].mem.base) == RSI))) {
 			insn->mem_seg = tr_segment(op[i].mem.segment);
 			insn->mem_base = mem_register(op[i].mem.base);
 			insn->mem_index = mem_register(op[i].mem.index);

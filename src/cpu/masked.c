@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Masked vector moves: MASKMOVQ, MASKMOVDQU, VMASKMOVPS/PD, VPMASKMOVD/Q. Elements whose mask bit
-// is clear are not accessed, so they cannot fault. A store checks all its elements before it
-// writes the first.
-// SDM: the instructions' pages. With a mask of all zeros nothing is accessed at all.
+// is clear are not accessed; except for the byte-wise stores, they cannot fault. A store checks all
+// its elements before it writes the first.
+// SDM: the instructions' pages.
 #include "cpu/fpu.h"
 #include "cpu/handlers.h"
 #include "cpu/mem.h"
@@ -19,6 +19,11 @@ static u64 element_linear(struct cpu *cpu, const struct insn *insn, u64 offset, 
 			      write);
 }
 
+static bool selected(const u8 *mask, unsigned i, unsigned unit)
+{
+	return mask[i + unit - 1] & 0x80;
+}
+
 // Writes elements of `unit` bytes whose mask has its top bit set.
 static void masked_store(struct cpu *cpu, const struct insn *insn, u64 offset, const u8 *data,
 			 const u8 *mask, unsigned bytes, unsigned unit)
@@ -26,11 +31,11 @@ static void masked_store(struct cpu *cpu, const struct insn *insn, u64 offset, c
 	unsigned access = ACCESS_WRITE | cpu_access_of_cpl(cpu);
 
 	for (unsigned i = 0; i < bytes; i += unit)
-		if (mask[i + unit - 1] & 0x80)
+		if (selected(mask, i, unit))
 			mem_probe_write(cpu, element_linear(cpu, insn, offset + i, unit, true), unit,
 					access);
 	for (unsigned i = 0; i < bytes; i += unit)
-		if (mask[i + unit - 1] & 0x80)
+		if (selected(mask, i, unit))
 			mem_write(cpu, element_linear(cpu, insn, offset + i, unit, true), data + i,
 				  unit, access);
 }
@@ -50,10 +55,13 @@ void maskmov_handler(struct cpu *cpu, const struct insn *insn)
 		fpu_vec_read(cpu, insn->op[0].reg, data, 16);
 		fpu_vec_read(cpu, insn->op[1].reg, mask, 16);
 	}
-	masked_store(cpu, insn, address_truncate(cpu->gpr[RDI], insn->address_size), data, mask,
-		     bytes, 1);
 	if (bytes == 8)
 		fpu_mmx_enter(cpu);
+	// The whole operand must be writable, whatever is selected: the SDM leaves that open, and
+	// processors (AMD's at least) do it.
+	mem_probe_write(cpu, element_linear(cpu, insn, cpu->gpr[RDI], bytes, true), bytes,
+			ACCESS_WRITE | cpu_access_of_cpl(cpu));
+	masked_store(cpu, insn, cpu->gpr[RDI], data, mask, bytes, 1);
 }
 
 static unsigned element_bytes(const struct insn *insn)
@@ -82,7 +90,7 @@ void vmaskmov_handler(struct cpu *cpu, const struct insn *insn)
 		return;
 	}
 	for (unsigned i = 0; i < bytes; i += unit)
-		if (mask[i + unit - 1] & 0x80)
+		if (selected(mask, i, unit))
 			mem_read(cpu, element_linear(cpu, insn, offset + i, unit, false), data + i, unit,
 				 access);
 	fpu_vec_write_clear(cpu, insn->op[0].reg, data, bytes);

@@ -44,6 +44,7 @@ static void enter(struct cpu *cpu, const struct insn *insn)
 	u64 frame, probe;
 
 	stack_current(cpu, &stack);
+	check_alignment(cpu, stack.ss.base + stack.sp, size);
 	frames = stack;
 	frames.sp = cpu->gpr[RBP] & stack.mask;
 	stack_push(cpu, &stack, &cpu->gpr[RBP], size, size);
@@ -74,6 +75,7 @@ static void pusha(struct cpu *cpu, const struct insn *insn)
 	for (unsigned i = 0; i < 8; i++)
 		memcpy(slots + i * size, &cpu->gpr[RDI - i], size);
 	stack_current(cpu, &stack);
+	check_alignment(cpu, stack.ss.base + stack.sp, size);
 	stack_push(cpu, &stack, slots, 8 * size, size);
 	stack_commit(cpu, &stack);
 }
@@ -85,6 +87,7 @@ static void popa(struct cpu *cpu, const struct insn *insn)
 	u64 value[8];
 
 	stack_current(cpu, &stack);
+	check_alignment(cpu, stack.ss.base + stack.sp, size);
 	for (unsigned i = 0; i < 8; i++)
 		value[i] = stack_pop(cpu, &stack, size);
 	for (unsigned i = 0; i < 8; i++)

@@ -82,6 +82,7 @@ u64 insn_linear(struct cpu *cpu, const struct insn *insn, unsigned size, bool wr
 u64 insn_read(struct cpu *cpu, const struct insn *insn, unsigned n)
 {
 	const struct operand *op = &insn->op[n];
+	u64 linear;
 
 	switch (op->kind) {
 	case OPERAND_REG:
@@ -91,8 +92,9 @@ u64 insn_read(struct cpu *cpu, const struct insn *insn, unsigned n)
 	case OPERAND_SEG:
 		return cpu->seg[op->reg].selector;
 	case OPERAND_MEM:
-		return mem_read_n(cpu, insn_linear(cpu, insn, op->size, false), op->size,
-				  ACCESS_READ | cpu_access_of_cpl(cpu));
+		linear = insn_linear(cpu, insn, op->size, false);
+		check_alignment(cpu, linear, op->size);
+		return mem_read_n(cpu, linear, op->size, ACCESS_READ | cpu_access_of_cpl(cpu));
 	case OPERAND_IMM:
 		// The second immediate (ENTER, EXTRQ) is kept apart.
 		for (unsigned i = 0; i < n; i++)
@@ -107,6 +109,7 @@ u64 insn_read(struct cpu *cpu, const struct insn *insn, unsigned n)
 void insn_write(struct cpu *cpu, const struct insn *insn, unsigned n, u64 value)
 {
 	const struct operand *op = &insn->op[n];
+	u64 linear;
 
 	switch (op->kind) {
 	case OPERAND_REG:
@@ -116,8 +119,9 @@ void insn_write(struct cpu *cpu, const struct insn *insn, unsigned n, u64 value)
 			gpr_write(cpu, op->reg, op->size, value);
 		return;
 	case OPERAND_MEM:
-		mem_write_n(cpu, insn_linear(cpu, insn, op->size, true), value, op->size,
-			    ACCESS_WRITE | cpu_access_of_cpl(cpu));
+		linear = insn_linear(cpu, insn, op->size, true);
+		check_alignment(cpu, linear, op->size);
+		mem_write_n(cpu, linear, value, op->size, ACCESS_WRITE | cpu_access_of_cpl(cpu));
 		return;
 	}
 	cpu_ud(cpu);

@@ -11,6 +11,18 @@ u64 segment_linear(struct cpu *cpu, enum seg seg, u64 offset, unsigned size, boo
 // The same, answering false instead of raising.
 bool segment_allows(struct cpu *cpu, enum seg seg, u64 offset, u64 size, bool write);
 
+// Must accesses be aligned (#AC)? That is for user code with CR0.AM and EFLAGS.AC.
+static inline bool alignment_checked(const struct cpu *cpu)
+{
+	return cpu->cpl == 3 && (cpu->rflags & FLAG_AC) && (cpu->cr0 & CR0_AM);
+}
+
+static inline void check_alignment(struct cpu *cpu, u64 linear, unsigned size)
+{
+	if (__builtin_expect(alignment_checked(cpu), 0) && (linear & (size - 1)))
+		cpu_raise_error(cpu, VECTOR_AC, 0);
+}
+
 // Offset of the memory operand in its segment, truncated to the address size.
 u64 insn_offset(struct cpu *cpu, const struct insn *insn);
 

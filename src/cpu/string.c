@@ -4,8 +4,9 @@
 // Work is done in pieces within one page of the host's memory, by the host's own string
 // instructions; an element that crosses pages, lies in memory I/O or in a page of translated code
 // takes the slow way alone. Registers are up to date after each piece, so that a fault or an
-// interrupt finds exact progress. A fault in the middle of CMPS or SCAS leaves the flags as they
-// were before the instruction.
+// interrupt finds exact progress. Deviation: the SDM has the flags of before the instruction restored
+// when CMPS or SCAS fault in the middle; here, as on AMD's processors, they are those of the last
+// comparison made. Nothing can depend on them, since the restarted instruction sets them.
 //
 // The mnemonics MOVSD and CMPSD are also those of SSE2 instructions: these rows mean opcodes A5
 // and A7. The source segment is insn->mem_seg (DS, or the override).
@@ -31,9 +32,14 @@ static unsigned writing(const struct cpu *cpu)
 	return ACCESS_WRITE | cpu_access_of_cpl(cpu);
 }
 
+// Backward, the current element is the last of the piece: it is the one that faults.
 static void *run_host(struct cpu *cpu, const struct string_run *run, unsigned size, unsigned access)
 {
-	return run->n ? mem_host(cpu, run->linear, run->n * size, access) : NULL;
+	if (!run->n)
+		return NULL;
+	if (run->n > 1 && (cpu->rflags & FLAG_DF))
+		mem_host(cpu, run->linear + (run->n - 1) * size, size, access);
+	return mem_host(cpu, run->linear, run->n * size, access);
 }
 
 // A piece cut to n elements: going backward it is the upper end that counts.
@@ -324,12 +330,12 @@ static void cmps(struct cpu *cpu, const struct insn *insn)
 		n = cmps_piece(cpu, insn, size, &arith);
 		if (!n)
 			guest_fault(cpu, NULL);
+		cpu->arith = arith;
 		string_advance(cpu, insn, RSI, n, size);
 		string_advance(cpu, insn, RDI, n, size);
 	} while (string_next(cpu, insn, n) && goes_on(insn, arith));
 	if (!goes_on(insn, arith)) // complete, whatever string_next() wants to look at
 		cpu->next_rip = next_rip;
-	cpu->arith = arith;
 }
 
 static u64 scas_piece(struct cpu *cpu, const struct insn *insn, unsigned size, u32 *arith)
@@ -359,11 +365,11 @@ static void scas(struct cpu *cpu, const struct insn *insn)
 		n = scas_piece(cpu, insn, size, &arith);
 		if (!n)
 			guest_fault(cpu, NULL);
+		cpu->arith = arith;
 		string_advance(cpu, insn, RDI, n, size);
 	} while (string_next(cpu, insn, n) && goes_on(insn, arith));
 	if (!goes_on(insn, arith)) // complete, whatever string_next() wants to look at
 		cpu->next_rip = next_rip;
-	cpu->arith = arith;
 }
 
 #define STRING(name, handler) { ZYDIS_MNEMONIC_##name, INSN_C, INSN_REP_RESTART, 0, handler }

@@ -30,8 +30,11 @@ void string_advance(struct cpu *cpu, const struct insn *insn, unsigned reg, u64 
 u64 string_element(struct cpu *cpu, const struct insn *insn, enum seg seg, unsigned reg,
 		   unsigned size, bool write)
 {
-	return segment_linear(cpu, seg, address_truncate(cpu->gpr[reg], insn->address_size), size,
-			      write);
+	u64 offset = address_truncate(cpu->gpr[reg], insn->address_size);
+	u64 linear = segment_linear(cpu, seg, offset, size, write);
+
+	check_alignment(cpu, linear, size);
+	return linear;
 }
 
 static u64 min(u64 a, u64 b)
@@ -56,7 +59,7 @@ struct string_run string_run(struct cpu *cpu, const struct insn *insn, enum seg 
 	run.offset = address_truncate(cpu->gpr[reg], insn->address_size);
 	run.linear = linear_of(cpu, seg, run.offset);
 	in_page = run.linear % PAGE;
-	if (in_page + size > PAGE) {
+	if (in_page + size > PAGE || (alignment_checked(cpu) && (run.linear & (size - 1)))) {
 		run.n = 0;
 		return run;
 	}
