@@ -40,6 +40,17 @@ static void masked_store(struct cpu *cpu, const struct insn *insn, u64 offset, c
 				  unit, access);
 }
 
+// The whole operand must be writable, whatever is selected: the SDM leaves that open, and processors
+// (AMD's at least) do it. The legacy forms check the segment for all of it too.
+static void check_operand(struct cpu *cpu, const struct insn *insn, unsigned bytes)
+{
+	u64 offset = address_truncate(cpu->gpr[RDI], insn->address_size), linear;
+
+	linear = segment_linear(cpu, insn->mem_seg, offset,
+				cpu_64bit(cpu) || !insn->vector_length ? bytes : 1, true);
+	mem_probe_write(cpu, linear, bytes, ACCESS_WRITE | cpu_access_of_cpl(cpu));
+}
+
 void maskmov_handler(struct cpu *cpu, const struct insn *insn)
 {
 	u8 data[16], mask[16];
@@ -57,10 +68,7 @@ void maskmov_handler(struct cpu *cpu, const struct insn *insn)
 	}
 	if (bytes == 8)
 		fpu_mmx_enter(cpu);
-	// The whole operand must be writable, whatever is selected: the SDM leaves that open, and
-	// processors (AMD's at least) do it.
-	mem_probe_write(cpu, element_linear(cpu, insn, cpu->gpr[RDI], bytes, true), bytes,
-			ACCESS_WRITE | cpu_access_of_cpl(cpu));
+	check_operand(cpu, insn, bytes);
 	masked_store(cpu, insn, cpu->gpr[RDI], data, mask, bytes, 1);
 }
 

@@ -66,17 +66,16 @@ static void enter(struct cpu *cpu, const struct insn *insn)
 	stack_commit(cpu, &stack);
 }
 
+// One push after the other: the first that faults says where. RSP changes after the last.
 static void pusha(struct cpu *cpu, const struct insn *insn)
 {
 	unsigned size = insn->operand_size;
 	struct stack stack;
-	u8 slots[32];
 
-	for (unsigned i = 0; i < 8; i++)
-		memcpy(slots + i * size, &cpu->gpr[RDI - i], size);
 	stack_current(cpu, &stack);
 	check_alignment(cpu, stack.ss.base + stack.sp, size);
-	stack_push(cpu, &stack, slots, 8 * size, size);
+	for (unsigned reg = RAX; reg <= RDI; reg++)
+		stack_push(cpu, &stack, &cpu->gpr[reg], size, size);
 	stack_commit(cpu, &stack);
 }
 

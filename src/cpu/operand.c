@@ -3,8 +3,8 @@
 // SDM: "Memory Operands", "Limit Checking", "Type Checking", "Segment-Override Prefixes",
 // "Canonical Addressing".
 //
-// A segment whose limit is 4 GiB - 1 lets an access wrap around the end, as processors do; any
-// other limit is checked for every byte.
+// An access that wraps around 4 GiB fails the limit check, whatever the limit (the SDM leaves it open
+// for a limit of 4 GiB - 1).
 #include "cpu/operand.h"
 
 #include "cpu/mem.h"
@@ -19,7 +19,7 @@ static bool offset_in_limit(const struct segment *s, u64 offset, u64 size)
 
 	if ((s->attributes & (SEG_S | TYPE_CODE | DATA_EXPAND_DOWN)) == (SEG_S | DATA_EXPAND_DOWN))
 		return offset > s->limit && last <= (s->attributes & SEG_DB ? 0xffffffffu : 0xffffu);
-	return last <= s->limit || s->limit == 0xffffffffu;
+	return last <= s->limit;
 }
 
 static bool type_allows(const struct cpu *cpu, const struct segment *s, bool write)
@@ -35,18 +35,13 @@ static bool type_allows(const struct cpu *cpu, const struct segment *s, bool wri
 	return !(type & TYPE_CODE) || (type & TYPE_RW);
 }
 
-static inline u64 base_in_64bit(const struct cpu *cpu, enum seg seg)
-{
-	return seg == SEG_FS || seg == SEG_GS ? cpu->seg[seg].base : 0;
-}
-
 bool segment_allows(struct cpu *cpu, enum seg seg, u64 offset, u64 size, bool write)
 {
 	const struct segment *s = &cpu->seg[seg];
 	u64 linear;
 
 	if (cpu_64bit(cpu)) {
-		linear = base_in_64bit(cpu, seg) + offset;
+		linear = segment_linear_unchecked(cpu, seg, offset);
 		return cpu_canonical(cpu, linear) && cpu_canonical(cpu, linear + size - 1);
 	}
 	return type_allows(cpu, s, write) && offset_in_limit(s, offset, size);
@@ -56,9 +51,7 @@ u64 segment_linear(struct cpu *cpu, enum seg seg, u64 offset, unsigned size, boo
 {
 	if (__builtin_expect(!segment_allows(cpu, seg, offset, size, write), 0))
 		cpu_raise_error(cpu, seg == SEG_SS ? VECTOR_SS : VECTOR_GP, 0);
-	if (cpu_64bit(cpu))
-		return base_in_64bit(cpu, seg) + offset;
-	return (u32)(cpu->seg[seg].base + offset);
+	return segment_linear_unchecked(cpu, seg, offset);
 }
 
 u64 insn_offset(struct cpu *cpu, const struct insn *insn)

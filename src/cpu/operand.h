@@ -11,6 +11,14 @@ u64 segment_linear(struct cpu *cpu, enum seg seg, u64 offset, unsigned size, boo
 // The same, answering false instead of raising.
 bool segment_allows(struct cpu *cpu, enum seg seg, u64 offset, u64 size, bool write);
 
+// The address alone.
+static inline u64 segment_linear_unchecked(const struct cpu *cpu, enum seg seg, u64 offset)
+{
+	if (!cpu_64bit(cpu))
+		return (u32)(cpu->seg[seg].base + offset);
+	return offset + (seg == SEG_FS || seg == SEG_GS ? cpu->seg[seg].base : 0);
+}
+
 // Must accesses be aligned (#AC)? That is for user code with CR0.AM and EFLAGS.AC.
 static inline bool alignment_checked(const struct cpu *cpu)
 {

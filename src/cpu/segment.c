@@ -126,8 +126,8 @@ bool segment_within_limit(const struct segment *segment, u64 offset, unsigned si
 
 	if ((segment->attributes & (SEG_CODE | SEG_EXPAND_DOWN)) == SEG_EXPAND_DOWN)
 		return offset > segment->limit && last <= (segment->attributes & SEG_DB ? 0xffffffff : 0xffff);
-	// With a limit of 4 GiB - 1 an access wraps around the end.
-	return last <= segment->limit || segment->limit == 0xffffffff;
+	// Also with a limit of 4 GiB - 1 an access must not wrap around the end.
+	return last <= segment->limit;
 }
 
 void segment_check_stack(struct cpu *cpu, u16 selector, unsigned cpl, enum vector vector, u32 ext,

@@ -308,13 +308,13 @@ static u64 cmps_piece(struct cpu *cpu, const struct insn *insn, unsigned size, u
 		run_cut(cpu, &from, to.n, size);
 	else if (to.n > from.n)
 		run_cut(cpu, &to, from.n, size);
-	source = run_host(cpu, &from, size, reading(cpu));
-	target = source ? run_host(cpu, &to, size, reading(cpu)) : NULL;
-	if (target)
+	target = run_host(cpu, &to, size, reading(cpu));
+	source = target ? run_host(cpu, &from, size, reading(cpu)) : NULL;
+	if (source)
 		return host_cmps(source, target, to.n, size, back, insn->repne, arith);
+	b = mem_read_n(cpu, string_element(cpu, insn, SEG_ES, RDI, size, false), size, reading(cpu));
 	a = mem_read_n(cpu, string_element(cpu, insn, insn->mem_seg, RSI, size, false), size,
 		       reading(cpu));
-	b = mem_read_n(cpu, string_element(cpu, insn, SEG_ES, RDI, size, false), size, reading(cpu));
 	return host_cmps((u8 *)&a, (u8 *)&b, 1, size, false, insn->repne, arith);
 }
 

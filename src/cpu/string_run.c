@@ -42,13 +42,6 @@ static u64 min(u64 a, u64 b)
 	return a < b ? a : b;
 }
 
-static u64 linear_of(struct cpu *cpu, enum seg seg, u64 offset)
-{
-	if (!cpu_64bit(cpu))
-		return (u32)(cpu->seg[seg].base + offset);
-	return offset + (seg == SEG_FS || seg == SEG_GS ? cpu->seg[seg].base : 0);
-}
-
 // The piece ends where the page, the address size's range or the segment does.
 struct string_run string_run(struct cpu *cpu, const struct insn *insn, enum seg seg, unsigned reg,
 			     unsigned size, u64 count, bool write)
@@ -57,7 +50,7 @@ struct string_run string_run(struct cpu *cpu, const struct insn *insn, enum seg 
 	unsigned in_page;
 
 	run.offset = address_truncate(cpu->gpr[reg], insn->address_size);
-	run.linear = linear_of(cpu, seg, run.offset);
+	run.linear = segment_linear_unchecked(cpu, seg, run.offset);
 	in_page = run.linear % PAGE;
 	if (in_page + size > PAGE || (alignment_checked(cpu) && (run.linear & (size - 1)))) {
 		run.n = 0;

@@ -87,12 +87,18 @@ void x87_fx_load(struct cpu *cpu, const void *image, bool wide)
 
 static u64 fx_area(struct cpu *cpu, const struct insn *insn, bool write)
 {
+	unsigned access = (write ? ACCESS_WRITE : ACCESS_READ) | cpu_access_of_cpl(cpu);
 	u64 linear;
 
 	check_available(cpu);
 	linear = insn_linear(cpu, insn, XSTATE_LEGACY_SIZE, write);
 	if (linear & 15)
 		cpu_gp0(cpu);
+	// A page fault names the end of the area first, as on AMD's processors.
+	if (write)
+		mem_probe_write(cpu, linear + XSTATE_LEGACY_SIZE - 1, 1, access);
+	else
+		mem_host(cpu, linear + XSTATE_LEGACY_SIZE - 1, 1, access);
 	return linear;
 }
 
@@ -249,13 +255,26 @@ static unsigned env_size(const struct insn *insn)
 	return insn->operand_size == 2 ? 14 : 28;
 }
 
+// Address of a whole image; its first byte is checked for everything first.
+static u64 env_area(struct cpu *cpu, const struct insn *insn, unsigned size, bool write)
+{
+	unsigned access = (write ? ACCESS_WRITE : ACCESS_READ) | cpu_access_of_cpl(cpu);
+	u64 linear = insn_linear(cpu, insn, 1, write);
+
+	if (write)
+		mem_probe_write(cpu, linear, 1, access);
+	else
+		mem_host(cpu, linear, 1, access);
+	return insn_linear(cpu, insn, size, write);
+}
+
 void fnstenv_handler(struct cpu *cpu, const struct insn *insn)
 {
 	u8 image[28];
 	u64 linear;
 
 	check_available(cpu);
-	linear = insn_linear(cpu, insn, env_size(insn), true);
+	linear = env_area(cpu, insn, env_size(insn), true);
 	mem_write(cpu, linear, image, env_build(cpu, insn, image),
 		  ACCESS_WRITE | cpu_access_of_cpl(cpu));
 	set_control_status(cpu, fpu_get16(cpu, FX_FCW) | FCW_MASKS, fpu_get16(cpu, FX_FSW));
@@ -266,7 +285,7 @@ void fldenv_handler(struct cpu *cpu, const struct insn *insn)
 	u8 image[28];
 
 	check_pending(cpu);
-	mem_read(cpu, insn_linear(cpu, insn, env_size(insn), false), image, env_size(insn),
+	mem_read(cpu, env_area(cpu, insn, env_size(insn), false), image, env_size(insn),
 		 ACCESS_READ | cpu_access_of_cpl(cpu));
 	env_load(cpu, insn, image);
 }
@@ -278,7 +297,7 @@ void fnsave_handler(struct cpu *cpu, const struct insn *insn)
 	u64 linear;
 
 	check_available(cpu);
-	linear = insn_linear(cpu, insn, head + 80, true);
+	linear = env_area(cpu, insn, head + 80, true);
 	env_build(cpu, insn, image);
 	for (unsigned i = 0; i < 8; i++)
 		memcpy(image + head + i * 10, &cpu->fpstate[FX_ST + i * 16], 10);
@@ -298,7 +317,7 @@ void frstor_handler(struct cpu *cpu, const struct insn *insn)
 	u8 image[28 + 80];
 
 	check_pending(cpu);
-	mem_read(cpu, insn_linear(cpu, insn, head + 80, false), image, head + 80,
+	mem_read(cpu, env_area(cpu, insn, head + 80, false), image, head + 80,
 		 ACCESS_READ | cpu_access_of_cpl(cpu));
 	env_load(cpu, insn, image);
 	for (unsigned i = 0; i < 8; i++) {
