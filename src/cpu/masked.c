@@ -40,14 +40,15 @@ static void masked_store(struct cpu *cpu, const struct insn *insn, u64 offset, c
 				  unit, access);
 }
 
-// The whole operand must be writable, whatever is selected: the SDM leaves that open, and processors
-// (AMD's at least) do it. The legacy forms check the segment for all of it too.
-static void check_operand(struct cpu *cpu, const struct insn *insn, unsigned bytes)
+// The whole operand must be in a writable segment and page, whatever is selected: the SDM leaves that
+// open, and processors (AMD's at least) do it. The segment's limit holds for selected bytes alone.
+static void check_operand(struct cpu *cpu, const struct insn *insn, const u8 *mask, unsigned bytes)
 {
-	u64 offset = address_truncate(cpu->gpr[RDI], insn->address_size), linear;
+	u64 linear = element_linear(cpu, insn, cpu->gpr[RDI], cpu_64bit(cpu) ? bytes : 1, true);
 
-	linear = segment_linear(cpu, insn->mem_seg, offset,
-				cpu_64bit(cpu) || !insn->vector_length ? bytes : 1, true);
+	for (unsigned i = 0; i < bytes; i++)
+		if (selected(mask, i, 1))
+			element_linear(cpu, insn, cpu->gpr[RDI] + i, 1, true);
 	mem_probe_write(cpu, linear, bytes, ACCESS_WRITE | cpu_access_of_cpl(cpu));
 }
 
@@ -68,7 +69,7 @@ void maskmov_handler(struct cpu *cpu, const struct insn *insn)
 	}
 	if (bytes == 8)
 		fpu_mmx_enter(cpu);
-	check_operand(cpu, insn, bytes);
+	check_operand(cpu, insn, mask, bytes);
 	masked_store(cpu, insn, cpu->gpr[RDI], data, mask, bytes, 1);
 }
 
