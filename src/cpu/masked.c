@@ -40,16 +40,13 @@ static void masked_store(struct cpu *cpu, const struct insn *insn, u64 offset, c
 				  unit, access);
 }
 
-// The whole operand must be in a writable segment and page, whatever is selected: the SDM leaves that
-// open, and processors (AMD's at least) do it. The segment's limit holds for selected bytes alone.
-static void check_operand(struct cpu *cpu, const struct insn *insn, const u8 *mask, unsigned bytes)
+// The whole operand must be writable, whatever is selected: the SDM leaves that open, and processors
+// (AMD's at least) check it, 8 bytes at a time.
+static void check_operand(struct cpu *cpu, const struct insn *insn, unsigned bytes)
 {
-	u64 linear = element_linear(cpu, insn, cpu->gpr[RDI], cpu_64bit(cpu) ? bytes : 1, true);
-
-	for (unsigned i = 0; i < bytes; i++)
-		if (selected(mask, i, 1))
-			element_linear(cpu, insn, cpu->gpr[RDI] + i, 1, true);
-	mem_probe_write(cpu, linear, bytes, ACCESS_WRITE | cpu_access_of_cpl(cpu));
+	for (unsigned i = 0; i < bytes; i += 8)
+		mem_probe_write(cpu, element_linear(cpu, insn, cpu->gpr[RDI] + i, 8, true), 8,
+				ACCESS_WRITE | cpu_access_of_cpl(cpu));
 }
 
 void maskmov_handler(struct cpu *cpu, const struct insn *insn)
@@ -69,7 +66,7 @@ void maskmov_handler(struct cpu *cpu, const struct insn *insn)
 	}
 	if (bytes == 8)
 		fpu_mmx_enter(cpu);
-	check_operand(cpu, insn, mask, bytes);
+	check_operand(cpu, insn, bytes);
 	masked_store(cpu, insn, cpu->gpr[RDI], data, mask, bytes, 1);
 }
 
