@@ -2,23 +2,10 @@
 // KVM as this project's library serves it, in this process.
 #include "vmm/backend.h"
 
-#include <errno.h>
-#include <stdarg.h>
-
-// Weak until the library is part of every build.
-int cetkvm_open(void) __attribute__((weak));
-int cetkvm_ioctl(int fd, unsigned long request, ...) __attribute__((weak));
-void *cetkvm_mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset) __attribute__((weak));
-int cetkvm_close(int fd) __attribute__((weak));
-int cetkvm_set_option(const char *name, const char *value) __attribute__((weak));
-const char *cetkvm_host_problem(void) __attribute__((weak));
+#include "cetkvm/cetkvm.h"
 
 static int library_open(void)
 {
-	if (!cetkvm_open) {
-		errno = ENOSYS;
-		return -1;
-	}
 	return cetkvm_open();
 }
 
@@ -29,15 +16,11 @@ static int library_ioctl(int fd, unsigned long request, void *argument)
 
 static const char *library_problem(void)
 {
-	return cetkvm_host_problem ? cetkvm_host_problem() : NULL;
+	return cetkvm_host_problem();
 }
 
 static int library_set_option(const char *name, const char *value)
 {
-	if (!cetkvm_set_option) {
-		errno = ENOSYS;
-		return -1;
-	}
 	return cetkvm_set_option(name, value);
 }
 
