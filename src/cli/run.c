@@ -228,7 +228,7 @@ static int set_library_options(const struct run_options *options, const struct k
 	const struct {
 		const char *name, *value, *option;
 	} settings[] = {
-		{ "trace-cp", options->trace ? "1" : NULL, "--trace cp" },
+		{ "trace-cp", options->trace ? "on" : NULL, "--trace cp" },
 		{ "symbols", options->symbols, "--symbols" },
 		{ "grain", options->grain, "--grain" },
 	};

@@ -17,6 +17,8 @@ struct kvm_backend {
 	int (*ioctl)(int fd, unsigned long request, void *argument);
 	void *(*mmap)(void *address, size_t length, int protection, int flags, int fd, off_t offset);
 	int (*close)(int fd);
+	// Ends KVM_RUN on a vCPU whose thread has been sent a signal. NULL: the signal does it alone.
+	void (*kick)(int vcpu_fd);
 	// What no kernel has: "trace-cp", "symbols", "grain". Before open(). NULL for a device.
 	int (*set_option)(const char *name, const char *value);
 };

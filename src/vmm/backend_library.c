@@ -34,6 +34,11 @@ static int library_close(int fd)
 	return cetkvm_close(fd);
 }
 
+static void library_kick(int vcpu_fd)
+{
+	cetkvm_kick(vcpu_fd);
+}
+
 const struct kvm_backend *kvm_backend_library(void)
 {
 	static const struct kvm_backend backend = {
@@ -44,6 +49,7 @@ const struct kvm_backend *kvm_backend_library(void)
 		.ioctl = library_ioctl,
 		.mmap = library_mmap,
 		.close = library_close,
+		.kick = library_kick,
 		.set_option = library_set_option,
 	};
 

@@ -256,6 +256,8 @@ void vcpu_join(struct vcpu *vcpu)
 		return;
 	while (!vcpu->thread_ended) {
 		pthread_kill(vcpu->thread, KICK_SIGNAL);
+		if (vcpu->machine->kvm->kick)
+			vcpu->machine->kvm->kick(vcpu->fd);
 		nanosleep(&pause, NULL);
 	}
 	pthread_join(vcpu->thread, NULL);
