@@ -40,7 +40,7 @@ for bits in 64 32; do
 	run triple_fault $bits
 	is $status 3 "$bits-bit: triple fault is status 3"
 	matches "$scratch/err" '^cetkvm: guest crashed: triple fault on vCPU 0' "$bits-bit: triple fault is reported"
-	matches "$scratch/err" '^  rip 0000000000100|^  rip 000000000000fff0' "$bits-bit: with registers"
+	matches "$scratch/err" '^  rip 000000000010|^  rip 000000000000fff0' "$bits-bit: with registers"
 	run debug_exit $bits
 	is $status 11 "$bits-bit: port 0xf4 gives 2n+1"
 	run panic $bits
