@@ -220,7 +220,7 @@ struct block *jit_get_block(struct cpu *cpu, u32 mode)
 			cpu_gp0(cpu);
 		linear = (u32)(linear + cpu->seg[SEG_CS].base);
 	}
-	page = mem_code_page(cpu, linear & ~0xfffull, &gpa);
+	page = mem_code_page(cpu, linear, &gpa);
 	if (!page)
 		cpu_abort(cpu, CPU_EXIT_EMULATION);
 	gpa = (gpa & ~0xfffull) | (linear & 0xfff);
@@ -467,7 +467,7 @@ static void check_canonical(struct cpu *cpu, const struct mem_record *r, u64 lin
 	cpu_gp0(cpu);
 }
 
-// Alignment comes before paging.
+// Alignment comes before paging, and before a stack address that is not canonical.
 static void check_alignment(struct cpu *cpu, const struct mem_record *r, u64 linear)
 {
 	if (r->align && (linear & (r->align - 1u)))
@@ -482,8 +482,8 @@ FROM_TRANSLATED u64 jit_c_mem_slow(struct cpu *cpu, u64 record, u64 linear)
 	ENTER_C(cpu);
 	locate(cpu, r->page_offset, r->length);
 	cpu->jit->stat_mem_slow++;
-	check_canonical(cpu, r, linear);
 	check_alignment(cpu, r, linear);
+	check_canonical(cpu, r, linear);
 	host = mem_host(cpu, linear, r->size, r->access & 0xff);
 	if (!host) {
 		cpu->jit->slow_once = true;
@@ -502,8 +502,8 @@ FROM_TRANSLATED u64 jit_c_slow_begin(struct cpu *cpu, u64 record, u64 linear)
 
 	ENTER_C(cpu);
 	locate(cpu, r->page_offset, r->length);
-	check_canonical(cpu, r, linear);
 	check_alignment(cpu, r, linear);
+	check_canonical(cpu, r, linear);
 	BUG_ON(jit->slow_active == 4);
 	s = &jit->slow[jit->slow_active++];
 	s->linear = linear;
@@ -663,7 +663,7 @@ static void debug_trace(struct cpu *cpu)
 	char text[128] = "?";
 	u8 bytes[15] = { 0 };
 	u64 linear = cpu->rip + (cpu_64bit(cpu) ? 0 : cpu->seg[SEG_CS].base), gpa;
-	u8 *page = mem_code_page(cpu, linear & ~0xfffull, &gpa);
+	u8 *page = mem_code_page(cpu, linear, &gpa);
 
 	cpu_fpu_unload(cpu);
 	if (page)

@@ -8,6 +8,7 @@
 #define M(name) ZYDIS_MNEMONIC_##name
 #define COPY(name) { M(name), INSN_COPY, 0, 0, NULL }
 #define COPY_F(name, feature) { M(name), INSN_COPY, 0, FEATURE_##feature, NULL }
+#define COPY_X87(name) { M(name), INSN_COPY, INSN_FPU, FEATURE_CMOV, NULL }
 #define GEN(name) { M(name), INSN_GEN, 0, 0, NULL }
 #define GEN_F(name, feature) { M(name), INSN_GEN, 0, FEATURE_##feature, NULL }
 
@@ -28,6 +29,8 @@ const struct insn_row rows_copy[] = {
 	COPY_F(CMOVNZ, CMOV), COPY_F(CMOVO, CMOV), COPY_F(CMOVP, CMOV), COPY_F(CMOVS, CMOV),
 	COPY_F(CMOVZ, CMOV), COPY_F(ADCX, ADX), COPY_F(ADOX, ADX), COPY_F(CRC32, SSE4_2),
 	COPY_F(LZCNT, ABM), COPY_F(TZCNT, BMI1), COPY_F(POPCNT, POPCNT),
+
+	COPY_X87(FCOMI), COPY_X87(FCOMIP), COPY_X87(FUCOMI), COPY_X87(FUCOMIP), // not of Zydis' X87 set
 
 	GEN(LEA), GEN(NOP), GEN(ENDBR64), GEN(ENDBR32), GEN(PUSH), GEN(POP), GEN(CALL), GEN(RET), GEN(JMP),
 	GEN(LEAVE), GEN(LOOP), GEN(LOOPE), GEN(LOOPNE), GEN(JCXZ), GEN(JECXZ), GEN(JRCXZ), GEN(CLI),

@@ -78,9 +78,9 @@ static void string_io(struct cpu *cpu, const struct insn *insn, bool output)
 	u64 linear;
 	struct string_run run;
 
+	check_port(cpu, port, size); // also for a count of zero
 	if (!string_count(cpu, insn))
 		return;
-	check_port(cpu, port, size);
 	do {
 		u64 count = cpu->rflags & (FLAG_DF | FLAG_TF) ? 1 : string_count(cpu, insn);
 		u8 *host = NULL;

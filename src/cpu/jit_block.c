@@ -248,6 +248,16 @@ static ZyanStatus decode(ZydisDecoder *decoder, struct translation *t, const str
 	ZyanStatus status = ZydisDecoderDecodeFull(decoder, f->at, f->available < 15 ? f->available : 15, &t->zi, t->op);
 
 	t->bytes = f->at;
+	if (ZYAN_SUCCESS(status) && t->zi.mnemonic == ZYDIS_MNEMONIC_PAUSE && t->zi.raw.rex.B &&
+	    (t->zi.attributes & ZYDIS_ATTRIB_HAS_REX)) {
+		// F3 with REX.B 90 is XCHG R8, RAX to processors: show Zydis other prefixes for the F3.
+		memcpy(t->patched, f->at, t->zi.length);
+		for (unsigned i = 0; i < t->zi.raw.prefix_count; i++)
+			if (t->patched[i] == 0xf3)
+				t->patched[i] = 0x3e;
+		t->bytes = t->patched;
+		return ZydisDecoderDecodeFull(decoder, t->patched, t->zi.length, &t->zi, t->op);
+	}
 	if (!ZYAN_SUCCESS(status) || !t->zi.raw.sib.offset || t->zi.raw.modrm.mod || t->zi.raw.sib.base != 5)
 		return status;
 	// SIB without a base: Zydis 4.0 takes it for R13D with REX.B and 32-bit addresses.

@@ -309,7 +309,7 @@ static void emit_vex(struct translation *t, struct copy *c)
 	e1(e, 0xc4);
 	e1(e, (reg & 8 ? 0 : 0x80) | 0x40 | (rm & 8 ? 0 : 0x20) | map);
 	e2(e, last, zi->opcode);
-	if (zi->attributes & ZYDIS_ATTRIB_HAS_MODRM) // VZEROUPPER has none
+	if (zi->attributes & ZYDIS_ATTRIB_HAS_MODRM) // VZEROALL and VZEROUPPER have none
 		emit_modrm(t, c, reg, rm);
 	emit_immediates(t);
 }

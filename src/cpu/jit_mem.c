@@ -311,7 +311,8 @@ static unsigned required_alignment(const ZydisDecodedInstruction *zi, unsigned s
 		return 0;
 	default:
 		return size == 16 && zi->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
-		       zi->meta.isa_ext != ZYDIS_ISA_EXT_BASE && zi->meta.isa_ext != ZYDIS_ISA_EXT_X87 ? 16 : 0;
+		       zi->meta.isa_ext != ZYDIS_ISA_EXT_BASE && zi->meta.isa_ext != ZYDIS_ISA_EXT_X87 &&
+		       zi->meta.isa_ext != ZYDIS_ISA_EXT_SHA ? 16 : 0; // SHA: as the host does it
 	}
 }
 

@@ -47,6 +47,7 @@ struct translation {
 	bool sti_shadow; // the instruction is the one behind STI
 	u16 page_offset; // of the current instruction
 	const u8 *bytes; // of the current instruction
+	u8 patched[15];
 	struct point *point;
 	ZydisDecodedInstruction zi;
 	ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];

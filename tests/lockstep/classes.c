@@ -42,9 +42,9 @@ const struct instruction_class classes[] = {
 	[C_FXSAVE] = { "fxsave", "FXSAVE, FXRSTOR, LDMXCSR, STMXCSR", 3, FLAVOUR_X87 },
 	[C_HINT] = { "hint", "NOPs, fences, prefetches, CLFLUSH, PAUSE, ENDBR", 3, FLAVOUR_INT },
 	[C_SSE4A] = { "sse4a", "SSE4A", 0, FLAVOUR_FLOAT },
-	[C_TRAP] = { "trap", "INT3, INT1, INTO, BOUND, UD0, UD1, UD2", 3, FLAVOUR_INT },
+	[C_TRAP] = { "trap", "INT3, INTO, BOUND, UD0, UD1, UD2", 3, FLAVOUR_INT },
 	[C_PRIVILEGED] = { "privileged", "what must raise #GP at CPL 3", 3, FLAVOUR_INT },
-	[C_POPF] = { "popf", "POPF, with TF, AC, NT, DF, ID", 3, FLAVOUR_INT },
+	[C_POPF] = { "popf", "POPF, with TF, NT, DF, ID", 3, FLAVOUR_INT },
 	[C_AVX512] = { "avx512", "EVEX and mask instructions", 3, FLAVOUR_FLOAT },
 };
 const unsigned class_count = sizeof(classes) / sizeof(classes[0]);
@@ -72,7 +72,7 @@ static const struct {
 	NO(LSS, "segment load"), NO(RDFSBASE, "FS is the host's thread pointer"),
 	NO(WRFSBASE, "FS is the host's thread pointer"), NO(RDGSBASE, "compared in guest tests"),
 	NO(WRGSBASE, "compared in guest tests"), NO(CLZERO, "AMD only"),
-	NO(XLAT, NULL),
+	NO(INT1, "virtual hosts report it before the instruction"),
 #undef NO
 };
 
@@ -148,7 +148,7 @@ static int classify_base(const ZydisDecodedInstruction *insn)
 	case ZYDIS_MNEMONIC_CMPXCHG: case ZYDIS_MNEMONIC_CMPXCHG8B: case ZYDIS_MNEMONIC_CMPXCHG16B:
 	case ZYDIS_MNEMONIC_XADD:
 		return C_ATOMIC;
-	case ZYDIS_MNEMONIC_INT3: case ZYDIS_MNEMONIC_INT1: case ZYDIS_MNEMONIC_INTO:
+	case ZYDIS_MNEMONIC_INT3: case ZYDIS_MNEMONIC_INTO:
 	case ZYDIS_MNEMONIC_BOUND: case ZYDIS_MNEMONIC_UD0: case ZYDIS_MNEMONIC_UD1: case ZYDIS_MNEMONIC_UD2:
 		return C_TRAP;
 	case ZYDIS_MNEMONIC_SALC:

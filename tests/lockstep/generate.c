@@ -22,6 +22,7 @@ struct generator {
 	unsigned fixups;
 	struct { u64 address; u32 value; u8 size; } patch[3 * MAX_INSNS];
 	unsigned patches;
+	bool stored_image; // an x87 image lies in memory: nothing may be loaded from it
 	u8 index_width[32]; // vector registers that index a gather: element size
 };
 
@@ -251,7 +252,7 @@ static void please(struct generator *g, struct candidate *c, u64 target)
 		break;
 	case ZYDIS_MNEMONIC_POPF: case ZYDIS_MNEMONIC_POPFD: case ZYDIS_MNEMONIC_POPFQ:
 		if (known) {
-			u32 flags = rnd(rng) & ~(chance(rng, 85) ? 0x100 : 0) & ~(chance(rng, 80) ? 0x40000 : 0);
+			u32 flags = rnd(rng) & ~(chance(rng, 85) ? 0x100 : 0) & ~0x40000u;
 
 			patch(g, target, flags, c->insn.operand_width / 8);
 		}
@@ -273,6 +274,52 @@ static void please(struct generator *g, struct candidate *c, u64 target)
 	}
 }
 
+static void ignore(struct program *p, u64 address, unsigned from, unsigned to)
+{
+	unsigned at = p->ignored_count++;
+	u64 offset = address - DATA_BASE;
+
+	for (; at && p->ignored[at - 1].from > offset + from; at--)
+		p->ignored[at] = p->ignored[at - 1];
+	p->ignored[at].from = offset + from;
+	p->ignored[at].to = offset + to;
+}
+
+// Stored images hold pointers to the last x87 instruction and its operand, and MXCSR's mask, which our
+// processor defines by itself. They are not compared, and nothing is loaded behind them.
+static bool image_allowed(struct generator *g, const struct candidate *c, u64 target)
+{
+	bool known = target && in_window(target, 1);
+
+	g->p->masked |= c->insn.meta.category == ZYDIS_CATEGORY_AVX2GATHER;
+	switch (c->insn.mnemonic) {
+	case ZYDIS_MNEMONIC_FNSTENV: case ZYDIS_MNEMONIC_FNSAVE:
+		g->stored_image = true;
+		if (known && c->insn.operand_width == 16)
+			ignore(g->p, target, 6, 14);
+		else if (known)
+			ignore(g->p, target, 12, 28);
+		return known || chance(&g->rng, 2);
+	case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64:
+		g->stored_image = true;
+		if (known) {
+			ignore(g->p, target, 6, 24);
+			ignore(g->p, target, 28, 32);
+		}
+		return known || chance(&g->rng, 2);
+	case ZYDIS_MNEMONIC_FLDENV: case ZYDIS_MNEMONIC_FRSTOR: case ZYDIS_MNEMONIC_FXRSTOR:
+	case ZYDIS_MNEMONIC_FXRSTOR64: case ZYDIS_MNEMONIC_LDMXCSR: case ZYDIS_MNEMONIC_VLDMXCSR:
+		return !g->stored_image;
+	case ZYDIS_MNEMONIC_MASKMOVQ: case ZYDIS_MNEMONIC_MASKMOVDQU: case ZYDIS_MNEMONIC_VMASKMOVDQU:
+	case ZYDIS_MNEMONIC_VMASKMOVPS: case ZYDIS_MNEMONIC_VMASKMOVPD: case ZYDIS_MNEMONIC_VPMASKMOVD:
+	case ZYDIS_MNEMONIC_VPMASKMOVQ:
+		g->p->masked = true;
+		return true;
+	default:
+		return true;
+	}
+}
+
 static bool is_string(const ZydisDecodedInstruction *insn)
 {
 	return insn->meta.category == ZYDIS_CATEGORY_STRINGOP;
@@ -284,8 +331,9 @@ static bool prepare_branch(struct generator *g, struct candidate *c, u64 target)
 	struct rng *rng = &g->rng;
 	unsigned width = g->p->mode32 ? 4 : 8;
 
-	if (c->insn.operand_width == 16 && (!g->p->mode32 || chance(rng, 80)))
-		return false; // 66 before a near branch: vendors differ; in 32-bit code EIP is cut
+	for (unsigned i = 0; i < c->insn.raw.prefix_count; i++)
+		if (c->insn.raw.prefixes[i].value == 0x66 && (!g->p->mode32 || chance(rng, 80)))
+			return false; // before a near branch: vendors differ; in 32-bit code EIP is cut
 	if (c->insn.raw.imm[0].is_relative) {
 		unsigned size = c->insn.raw.imm[0].size / 8;
 
@@ -383,9 +431,13 @@ static bool add_instruction(struct generator *g, int class)
 	struct candidate c;
 	u64 target = 0, t;
 	struct generator before = *g;
+	unsigned ignored_count = p->ignored_count;
+	bool masked = p->masked;
+	typeof(p->ignored) ignored;
 	u64 gpr[16];
 
 	memcpy(gpr, p->state.gpr, sizeof(gpr));
+	memcpy(&ignored, &p->ignored, sizeof(ignored));
 	if (!draw(g, class, &c))
 		return false;
 	for (unsigned i = 0; i < c.insn.operand_count; i++) {
@@ -401,6 +453,8 @@ static bool add_instruction(struct generator *g, int class)
 	if (is_string(&c.insn) && (c.insn.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE |
 							ZYDIS_ATTRIB_HAS_REPNE)) && is_free(g, 1))
 		assign(g, 1, chance(&g->rng, 88) ? below(&g->rng, 70) : random_int(&g->rng));
+	if (!image_allowed(g, &c, target))
+		goto reject;
 	please(g, &c, target);
 	if (c.insn.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE && !prepare_branch(g, &c, target))
 		goto reject;
@@ -415,6 +469,9 @@ static bool add_instruction(struct generator *g, int class)
 reject:
 	before.rng = g->rng;
 	*g = before;
+	p->ignored_count = ignored_count;
+	memcpy(&p->ignored, &ignored, sizeof(ignored));
+	p->masked = masked;
 	memcpy(p->state.gpr, gpr, sizeof(gpr));
 	return false;
 }
@@ -470,7 +527,7 @@ static void finish_state(struct generator *g, unsigned flavour, bool traps)
 	p->state.rip = p->start;
 	p->state.rflags = 0x202 | (rnd(rng) & 0x8d5) | (chance(rng, 20) ? 0x400 : 0);
 	if (traps)
-		p->state.rflags |= (chance(rng, 20) ? 0x100 : 0) | (chance(rng, 20) ? 0x40000 : 0) |
+		p->state.rflags |= (chance(rng, 20) ? 0x100 : 0) |
 				   (chance(rng, 20) ? 0x204000 & rnd(rng) : 0);
 	random_xstate(rng, p->state.xsave, flavour);
 	for (unsigned i = 0; i < 16; i++) {
@@ -512,7 +569,8 @@ void generate(struct program *p, int class, u64 seed, u64 index, bool mode32)
 	p->index = index;
 	p->mode32 = mode32;
 	p->class = class;
-	p->count = p->size = 0;
+	p->count = p->size = p->ignored_count = 0;
+	p->masked = false;
 	p->state.ended = NULL;
 	p->start = CODE_BASE + (chance(&g.rng, 80) ? below(&g.rng, 3900) :
 				chance(&g.rng, 80) ? 4096 - below(&g.rng, 60) : CODE_SIZE - below(&g.rng, 60));

@@ -60,6 +60,10 @@ struct program {
 	struct generated_insn insn[MAX_INSNS];
 	u8 code[MAX_INSNS * 16 + 16];
 	unsigned size;
+	// Memory whose contents are the implementation's own: x87 pointers in stored images...
+	struct { u16 from, to; } ignored[2 * MAX_INSNS];
+	unsigned ignored_count;
+	bool masked; // has gathers or masked stores: CR2 and what a faulting one did are its own
 	u64 start; // linear address of the first instruction
 	struct state state; // where execution begins
 	u8 data[DATA_SIZE] __attribute__((aligned(64))); // and with this memory
@@ -153,10 +157,10 @@ bool engine_present(void);
 
 // ---- compare.c ----
 enum { COMPARE_FIP = 1 };
-bool states_differ(const struct state *a, const u8 *data_a, const struct state *b, const u8 *data_b,
-		   bool mode32);
-void print_difference(const char *name_a, const struct state *a, const u8 *data_a, const char *name_b,
-		      const struct state *b, const u8 *data_b, bool mode32);
+bool states_differ(const struct program *p, const struct state *a, const u8 *data_a, const struct state *b,
+		   const u8 *data_b);
+void print_difference(const struct program *p, const char *name_a, const struct state *a, const u8 *data_a,
+		      const char *name_b, const struct state *b, const u8 *data_b);
 void print_program(const struct program *program);
 extern bool ignore_fip;
 extern unsigned xsave_size;

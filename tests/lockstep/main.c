@@ -34,11 +34,11 @@ static bool differs(const struct program *p, unsigned grain, struct state *nativ
 		memcpy(native_copy, native_data, DATA_SIZE);
 		native_run(p, other);
 		*other_data = native_data;
-		return states_differ(native, native_copy, other, native_data, p->mode32);
+		return states_differ(p, native, native_copy, other, native_data);
 	}
 	engine_run(engine[grain], p, other, &rng);
 	*other_data = engine_data(engine[grain]);
-	return states_differ(native, native_data, other, *other_data, p->mode32);
+	return states_differ(p, native, native_data, other, *other_data);
 }
 
 static void drop(struct program *p, unsigned n)
@@ -94,8 +94,8 @@ static void report(const struct program *program, unsigned grain)
 	printf("# difference between silicon and the %s\n", options.native_only ? "same silicon" : grain_names[grain]);
 	print_program(&p);
 	if (differs(&p, grain, &a, copy, &b, &data))
-		print_difference("silicon", &a, options.native_only ? copy : native_data, "cetkvm", &b, data,
-				 p.mode32);
+		print_difference(&p, "silicon", &a, options.native_only ? copy : native_data, "cetkvm", &b,
+				 data);
 	else
 		printf("#   (only after the sequences before it)\n");
 	printf("#   again: lockstep --class %s --mode %d --seed %lu --index %lu --drop 0x%lx\n",
@@ -132,7 +132,7 @@ static void one_sequence(int class, u64 index)
 
 		memcpy(copy, native_data, DATA_SIZE);
 		native_run(&p, &other[0]);
-		if (states_differ(&native, copy, &other[0], native_data, p.mode32) && still_differs(&p, 0)) {
+		if (states_differ(&p, &native, copy, &other[0], native_data) && still_differs(&p, 0)) {
 			differences++;
 			if (differences <= options.report)
 				report(&p, 0);
@@ -143,7 +143,7 @@ static void one_sequence(int class, u64 index)
 		struct rng again = rng;
 
 		engine_run(engine[grain], &p, &other[grain], &again);
-		if (!states_differ(&native, native_data, &other[grain], engine_data(engine[grain]), p.mode32) ||
+		if (!states_differ(&p, &native, native_data, &other[grain], engine_data(engine[grain])) ||
 		    !still_differs(&p, grain))
 			continue;
 		differences++;
@@ -179,9 +179,9 @@ static bool takes_part(unsigned class)
 static void usage(void)
 {
 	printf("usage: lockstep [--class NAME|mixed|all] [--mode 64|32] [--seed N] [--count N] [--index N [--drop MASK]]\n"
-	       "                [--forever] [--report N] [--forms] [--native-only] [--ignore-fip] [--verbose] [--list]\n"
+	       "                [--forever] [--report N] [--forms] [--native-only] [--fip] [--verbose] [--list]\n"
 	       "Runs N random sequences of each class on the host's silicon and on cetkvm's processor in both grains,\n"
-	       "and compares all state. Exit status: 0 no difference, 1 differences, 2 trouble.\n");
+	       "and compares all state (x87's last instruction and operand pointers only with --fip). Exit status: 0 no difference, 1 differences, 2 trouble.\n");
 }
 
 static void parse(int argc, char **argv)
@@ -189,7 +189,7 @@ static void parse(int argc, char **argv)
 	static const struct option names[] = {
 		{ "class", 1, 0, 'c' }, { "mode", 1, 0, 'm' }, { "seed", 1, 0, 's' }, { "count", 1, 0, 'n' },
 		{ "index", 1, 0, 'i' }, { "drop", 1, 0, 'd' }, { "forever", 0, 0, 'f' }, { "report", 1, 0, 'r' },
-		{ "forms", 0, 0, 'F' }, { "native-only", 0, 0, 'N' }, { "ignore-fip", 0, 0, 'I' },
+		{ "forms", 0, 0, 'F' }, { "native-only", 0, 0, 'N' }, { "fip", 0, 0, 'I' },
 		{ "verbose", 0, 0, 'v' }, { "list", 0, 0, 'l' }, { "help", 0, 0, 'h' }, { 0 },
 	};
 	int c;
@@ -214,7 +214,7 @@ static void parse(int argc, char **argv)
 		case 'r': options.report = atoi(optarg); break;
 		case 'F': options.every_form = true; break;
 		case 'N': options.native_only = true; break;
-		case 'I': ignore_fip = true; break;
+		case 'I': ignore_fip = false; break;
 		case 'v': options.verbose = true; break;
 		case 'l': options.list = true; break;
 		case 'h': usage(); exit(0);
