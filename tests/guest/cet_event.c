@@ -261,7 +261,7 @@ static void test_from_user(void)
 		{SS_BASE + 0x2ff8, (SS_BASE + 0x2ff8) | 1, GP, 0, "INT n from ring 3, busy token: #GP(0)"},
 		{SS_BASE + 0x2ff8, SS_BASE + 0x2ff0, GP, 0, "INT n from ring 3, token of another place"},
 		{SS_BASE + 0x2ffc, 0, GP, 0, "INT n from ring 3, PL0_SSP not 8-aligned"},
-		{FREE_VA, 0, PF, PF_W | PF_SS, "INT n from ring 3, token page not there: a supervisor access"},
+		{FREE_VA + 0x18, 0, PF, PF_W | PF_SS, "INT n from ring 3, token page not there: a supervisor access"},
 		{USS_BASE + 0x2ff8, 0, PF, PF_P | PF_W | PF_SS, "INT n from ring 3, token on a user page"},
 	};
 	for (unsigned i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {

@@ -217,7 +217,7 @@ static void test_gate(void)
 		{SS_BASE + 0x2ff8, (SS_BASE + 0x2ff8) | 1, GP, 0, "call gate, busy token: #GP(0), not #CP"},
 		{SS_BASE + 0x2ff8, SS_BASE + 0x1ff8, GP, 0, "call gate, token of another place"},
 		{SS_BASE + 0x2ffc, 0, GP, 0, "call gate, PL0_SSP not 8-aligned"},
-		{FREE_VA, 0, PF, PF_W | PF_SS, "call gate, token page not there: a supervisor access"},
+		{FREE_VA + 0x18, 0, PF, PF_W | PF_SS, "call gate, token page not there: a supervisor access"},
 		{USS_BASE + 0x2ff8, 0, PF, PF_P | PF_W | PF_SS, "call gate, token on a user page"},
 	};
 	set_call_gate(GATE, target_stop, CS64, 3);
