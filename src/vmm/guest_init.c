@@ -96,8 +96,7 @@ static void mount_all(void)
 	mount_one("devtmpfs", "/dev");
 	mount_one("proc", "/proc");
 	mount_one("sysfs", "/sys");
-	mount_one("tmpfs", "/tmp");
-	mount_one("tmpfs", "/run");
+	// /tmp and /run are in memory as they are, and what was packed there must stay visible.
 	mount_one("devpts", "/dev/pts");
 	mount_one("tmpfs", "/dev/shm");
 	CALL(__NR_symlink, "/proc/self/fd", "/dev/fd", 0);
