@@ -69,6 +69,8 @@ const struct cpu_feature cpu_features[] = {
 	F("avx_vnni_int16", 7, 1, EDX, 10, "avx2"), F("prefetchiti", 7, 1, EDX, 14, NULL),
 	F("sss", 7, 1, EDX, 18, "shstk"),
 
+	F("bhi_ctrl", 7, 2, EDX, 4, "spec_ctrl"), F("mcdt_no", 7, 2, EDX, 5, NULL),
+
 	F("xsaveopt", 0xd, 1, EAX, 0, "xsave"), F("xsavec", 0xd, 1, EAX, 1, "xsave"),
 	F("xgetbv1", 0xd, 1, EAX, 2, "xsave"), F("xsaves", 0xd, 1, EAX, 3, "xsavec"),
 	F("xfd", 0xd, 1, EAX, 4, "xsave"),
@@ -112,7 +114,7 @@ const struct cpu_model cpu_models[] = {
 	  FEATURES_V3
 	  "rdseed adx smap clflushopt clwb sha_ni umip pku shstk gfni vaes vpclmulqdq rdpid bus_lock_detect cldemote "
 	  "movdiri movdir64b fsrm md_clear serialize ibt spec_ctrl intel_stibp flush_l1d arch_capabilities "
-	  "spec_ctrl_ssbd xsavec xgetbv1 xsaves xfd wbnoinvd fzrm fsrs fsrc avx_vnni "
+	  "spec_ctrl_ssbd bhi_ctrl mcdt_no xsavec xgetbv1 xsaves xfd wbnoinvd fzrm fsrs fsrc avx_vnni "
 	  "avx512f avx512dq avx512ifma avx512cd avx512bw avx512vl avx512vbmi avx512_vbmi2 avx512_vnni avx512_bitalg "
 	  "avx512_vpopcntdq avx512_fp16 avx512_bf16 amx_bf16 amx_tile amx_int8",
 	  "GenuineIntel", 0x000806f8, "Intel Xeon Processor (Sapphire Rapids class, cetkvm)" },
