@@ -36,6 +36,7 @@ static const struct word {
 	[WORD_D_1_EAX] = { 0xd, 1, EAX },
 	[WORD_8_8_EBX] = { 0x80000008, 0, EBX },
 	[WORD_6_EAX] = { 6, 0, EAX },
+	[WORD_7_2_EDX] = { 7, 2, EDX },
 };
 
 // Done in C or in the same way on every x86-64.
@@ -51,6 +52,7 @@ static const u16 emulated[] = {
 	FEATURE_SSBD, FEATURE_SYSCALL, FEATURE_NX, FEATURE_PDPE1GB, FEATURE_RDTSCP, FEATURE_LM,
 	FEATURE_LAHF_LM, FEATURE_PREFETCHW, FEATURE_XSAVEOPT, FEATURE_XSAVEC, FEATURE_XGETBV1,
 	FEATURE_XSAVES, FEATURE_XSAVEERPTR, FEATURE_WBNOINVD, FEATURE_ARAT,
+	FEATURE_BHI_CTRL, FEATURE_MCDT_NO,
 };
 
 // Executed by the host's units: offered where the host has them.
@@ -313,11 +315,14 @@ unsigned cpuid_supported(struct cpu_cpuid_entry *entries, unsigned max)
 	add(&list, 6, 0, false, regs);
 	memset(regs, 0, sizeof(regs));
 	offered_words(7, 0, regs);
-	regs[EAX] = 1;
+	regs[EAX] = 2;
 	add(&list, 7, 0, true, regs);
 	memset(regs, 0, sizeof(regs));
 	offered_words(7, 1, regs);
 	add(&list, 7, 1, true, regs);
+	memset(regs, 0, sizeof(regs));
+	offered_words(7, 2, regs);
+	add(&list, 7, 2, true, regs);
 	add(&list, 0xb, 0, true, zero);
 	add_xsave(&list);
 	add_hypervisor(&list);

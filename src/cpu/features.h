@@ -18,6 +18,7 @@ enum feature_word {
 	WORD_D_1_EAX,
 	WORD_8_8_EBX,
 	WORD_6_EAX,
+	WORD_7_2_EDX,
 	WORD_COUNT
 };
 
@@ -143,7 +144,9 @@ enum feature_word {
 	FEATURE(CLZERO, WORD_8_8_EBX, 0) \
 	FEATURE(XSAVEERPTR, WORD_8_8_EBX, 2) \
 	FEATURE(WBNOINVD, WORD_8_8_EBX, 9) \
-	FEATURE(ARAT, WORD_6_EAX, 2)
+	FEATURE(ARAT, WORD_6_EAX, 2) \
+	FEATURE(BHI_CTRL, WORD_7_2_EDX, 4) \
+	FEATURE(MCDT_NO, WORD_7_2_EDX, 5)
 
 // Value 0 means "no feature needed".
 enum cpu_feature {

@@ -88,6 +88,7 @@ _Static_assert(SLOT_COUNT <= sizeof(((struct cpu *)0)->msr_values) / sizeof(u64)
 	 ARCH_CAP_FBSDP_NO | ARCH_CAP_PSDP_NO | ARCH_CAP_BHI_NO | ARCH_CAP_PBRSB_NO | \
 	 ARCH_CAP_GDS_NO | ARCH_CAP_RFDS_NO | ARCH_CAP_ITS_NO)
 
+#define SPEC_CTRL_BHI_DIS_S (1ull << 10)
 #define PLATFORM_INFO_CPUID_FAULTING (1ull << 31)
 #define MISC_FEATURES_CPUID_FAULTING (1ull << 0)
 #define UCODE_REV_RESET (1ull << 32) // revision 1
@@ -205,7 +206,9 @@ static bool valid_misc_features(const struct cpu *cpu, u32 index, u64 value, enu
 
 static bool valid_spec_ctrl(const struct cpu *cpu, u32 index, u64 value, enum who who)
 {
-	return !(value & ~7ull);
+	u64 bits = 7 | (guest_has(cpu, FEATURE_BHI_CTRL) ? SPEC_CTRL_BHI_DIS_S : 0);
+
+	return !(value & ~bits);
 }
 
 static bool valid_mcg_ctl(const struct cpu *cpu, u32 index, u64 value, enum who who)
