@@ -66,7 +66,7 @@ for obj in glob.glob(os.path.join(build, 'src', '*', '*.p', '**', '*.o'), recurs
         if len(parts) == 2 and parts[0] == 'U':
             wanted.setdefault(folder, {}).setdefault(parts[1], os.path.basename(obj))
         elif len(parts) == 3 and parts[1] in 'TDBRVW':
-            defined.setdefault(parts[2], folder)
+            defined.setdefault(parts[2], set()).add(folder)
 if not defined:
     count += 1
     print('ok %d - calls # SKIP nothing is built in %s' % (count, os.path.basename(build)))
@@ -76,11 +76,12 @@ else:
         wrong = []
         for symbol, obj in sorted(wanted.get(folder, {}).items()):
             to = defined.get(symbol)
-            if to is None or to in allowed or symbol.startswith('__'):
+            # Names that are not exported may be in two folders: one's own counts.
+            if to is None or to & allowed or symbol.startswith('__'):
                 continue
-            if PUBLIC.match(symbol) and folder in PUBLIC_USERS and to == 'kvm':
+            if PUBLIC.match(symbol) and folder in PUBLIC_USERS and 'kvm' in to:
                 continue
-            wrong.append('%s calls %s of src/%s' % (obj, symbol, to))
+            wrong.append('%s calls %s of src/%s' % (obj, symbol, ' and '.join(sorted(to))))
         check(not wrong, 'calls from src/%s go down' % folder, wrong)
 
 print('1..%d' % count)
