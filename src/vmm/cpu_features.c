@@ -117,11 +117,11 @@ const struct cpu_model cpu_models[] = {
 	  "spec_ctrl_ssbd bhi_ctrl mcdt_no xsavec xgetbv1 xsaves xfd wbnoinvd fzrm fsrs fsrc avx_vnni "
 	  "avx512f avx512dq avx512ifma avx512cd avx512bw avx512vl avx512vbmi avx512_vbmi2 avx512_vnni avx512_bitalg "
 	  "avx512_vpopcntdq avx512_fp16 avx512_bf16 amx_bf16 amx_tile amx_int8",
-	  "GenuineIntel", 0x000806f8, "Intel Xeon Processor (Sapphire Rapids class, cetkvm)" },
+	  "GenuineIntel", 0x000806f8, "Intel Xeon Processor (SapphireRapids, cetkvm)" },
 	{ "skylake", "Intel server of 2017, without CET",
 	  FEATURES_V3 "rdseed adx smap clflushopt clwb pku xsavec xgetbv1 xsaves md_clear spec_ctrl intel_stibp "
 	  "spec_ctrl_ssbd arch_capabilities avx512f avx512dq avx512cd avx512bw avx512vl",
-	  "GenuineIntel", 0x00050654, "Intel Xeon Processor (Skylake class, cetkvm)" },
+	  "GenuineIntel", 0x00050654, "Intel Xeon Processor (Skylake, cetkvm)" },
 	{ "x86-64-v3", "the psABI's third level, without CET: AVX2, BMI2, FMA", FEATURES_V3, NULL, 0, NULL },
 	{ "x86-64-v2", "the psABI's second level: SSE4.2, POPCNT", FEATURES_V2, NULL, 0, NULL },
 	{ "x86-64", "the psABI's baseline: SSE2", FEATURES_BASE, NULL, 0, NULL },
