@@ -208,13 +208,14 @@ static u64 ssp_to_save(const struct cpu *cpu)
 	return cpu_long_mode(cpu) ? (u64)((s64)(cpu->ssp << shift) >> shift) : cpu->ssp;
 }
 
-// Switches to the supervisor shadow stack whose token is at `ssp`.
-static void acquire_token(struct cpu *cpu, u64 ssp, bool wide, unsigned access, u32 ext)
+// Switches to the supervisor shadow stack whose token is at `ssp`. `frame`: a far frame follows, and
+// may not be torn from the token: both are in one aligned block of 32 bytes. (The pseudocode of the
+// instruction pages has no such condition, the chapter on tokens has.)
+static void acquire_token(struct cpu *cpu, u64 ssp, bool wide, bool frame, unsigned access, u32 ext)
 {
 	if (ssp & 7 || (!wide && ssp >> 32))
 		cpu_raise_error(cpu, VECTOR_GP, ext);
-	// Token and frame must not be torn: they share an aligned block of 32 bytes.
-	if ((ssp & ~0x1full) != ((ssp - 24) & ~0x1full))
+	if (frame && (ssp & ~0x1full) != ((ssp - 24) & ~0x1full))
 		cpu_raise_error(cpu, VECTOR_GP, ext);
 	if (!ss_exchange(cpu, ssp, ssp, ssp | TOKEN_BUSY, access, NULL))
 		cpu_raise_error(cpu, VECTOR_GP, ext);
@@ -223,6 +224,8 @@ static void acquire_token(struct cpu *cpu, u64 ssp, bool wide, unsigned access, 
 void cet_enter(struct cpu *cpu, unsigned new_cpl, unsigned ist, bool wide, u16 cs, u64 lip, u32 ext)
 {
 	bool save, same = new_cpl == cpu->cpl;
+	// User code has its own shadow stack, whose pointer is in PL3_SSP: no frame.
+	bool frame = same || cpu->cpl != 3;
 	unsigned access;
 	u64 ssp;
 
@@ -252,9 +255,8 @@ void cet_enter(struct cpu *cpu, unsigned new_cpl, unsigned ist, bool wide, u16 c
 	}
 	if (wide && !cpu_canonical(cpu, ssp))
 		cpu_raise_error(cpu, VECTOR_GP, ext);
-	acquire_token(cpu, ssp, wide, access, ext);
-	// User code has its own shadow stack, whose pointer is in PL3_SSP: no frame.
-	if (cpu->cpl != 3 || same)
+	acquire_token(cpu, ssp, wide, frame, access, ext);
+	if (frame)
 		ssp = push_far_frame(cpu, ssp, cs, lip, cpu->ssp, access);
 	if (save)
 		cpu->pl_ssp[3] = ssp_to_save(cpu);
