@@ -123,9 +123,9 @@ static bool ss_exchange(struct cpu *cpu, u64 address, u64 expected, u64 desired,
 }
 
 // Frees the supervisor token at `address` if it is a busy one; anything else is left alone.
-static void free_token(struct cpu *cpu, u64 address)
+static void free_token(struct cpu *cpu, u64 address, unsigned access)
 {
-	ss_exchange(cpu, address, address | TOKEN_BUSY, address, ACCESS_SS, NULL);
+	ss_exchange(cpu, address, address | TOKEN_BUSY, address, access, NULL);
 }
 
 // An address of the shadow stack, which outside 64-bit mode has 32 bits.
@@ -172,8 +172,9 @@ static u64 push_far_frame(struct cpu *cpu, u64 ssp, u16 cs, u64 lip, u64 old_ssp
 }
 
 // Reads and compares the far frame at cpu->ssp, which must be aligned. Returns the previous SSP.
-static u64 check_far_frame(struct cpu *cpu, unsigned access, u16 cs, u64 lip)
+static u64 check_far_frame(struct cpu *cpu, u16 cs, u64 lip)
 {
+	unsigned access = ss_access(cpu->cpl);
 	u64 ssp = cpu->ssp, found_cs, found_lip, previous;
 
 	found_cs = ss_load8(cpu, ssp + 16, access);
@@ -276,18 +277,18 @@ void cet_return(struct cpu *cpu, unsigned new_cpl, bool wide, u16 cs, u64 lip, b
 	if (new_cpl == cpu->cpl) {
 		if (!on)
 			return;
-		next = check_far_frame(cpu, ss_access(cpu->cpl), cs, lip);
+		next = check_far_frame(cpu, cs, lip);
 		check_ssp_for_target(cpu, next, wide);
 		position += 24;
 		// An event through an IST entry switched stacks on the same level and took a token.
 		if (iret && cpu_long_mode(cpu) && next != position)
-			free_token(cpu, position);
+			free_token(cpu, position, ss_access(cpu->cpl));
 		cpu->ssp = next;
 		return;
 	}
 	next = cpu->pl_ssp[3];
 	if (on && new_cpl != 3) {
-		next = check_far_frame(cpu, ss_access(cpu->cpl), cs, lip);
+		next = check_far_frame(cpu, cs, lip);
 		position += 24;
 	}
 	if (cet_shadow_stack_at(cpu, new_cpl))
@@ -295,7 +296,7 @@ void cet_return(struct cpu *cpu, unsigned new_cpl, bool wide, u16 cs, u64 lip, b
 	else
 		next = cpu->ssp;
 	if (on)
-		free_token(cpu, position);
+		free_token(cpu, position, ACCESS_SS);
 	cpu->ssp = next;
 }
 
@@ -309,7 +310,7 @@ void cet_return_v86(struct cpu *cpu)
 		return;
 	if (cpu->ssp & 7)
 		cet_cp(cpu, CP_FAR_RET, cpu->ssp, cpu->ssp & ~7ull);
-	free_token(cpu, cpu->ssp);
+	free_token(cpu, cpu->ssp, ACCESS_SS);
 }
 
 void cet_syscall(struct cpu *cpu)
@@ -334,26 +335,65 @@ void cet_sysret(struct cpu *cpu)
 
 // ---- task switches ----
 
-u64 cet_task_return(struct cpu *cpu, unsigned old_cpl, u16 cs, u64 lip)
+void cet_task_leave(struct cpu *cpu, enum task_cause cause, unsigned new_cpl, u16 cs, u64 lip,
+		    struct cet_task *task)
 {
-	u64 next;
+	unsigned access = ss_access(cpu->cpl);
+	u64 position = cpu->ssp;
 
-	if (cpu->ssp & 7)
-		cet_cp(cpu, CP_FAR_RET, cpu->ssp, cpu->ssp & ~7ull);
-	next = check_far_frame(cpu, ss_access(old_cpl), cs, lip);
-	free_token(cpu, cpu->ssp + 24);
-	return next;
+	*task = (struct cet_task){ .cause = cause, .previous = cpu->pl_ssp[3] };
+	if (!cet_shadow_stack_enabled(cpu, cpu->cpl) || cause == TASK_JMP)
+		return;
+	if (cause != TASK_IRET) {
+		// As for other transfers inwards: the user's SSP goes to PL3_SSP, not into a frame.
+		if (cpu->cpl == 3 && new_cpl < 3) {
+			cpu->pl_ssp[3] = cpu->ssp;
+			return;
+		}
+		task->frame = true;
+		task->cs = cs;
+		task->lip = lip;
+		task->previous = cpu->ssp;
+		return;
+	}
+	if (position & 7)
+		cet_cp(cpu, CP_FAR_RET, position, position & ~7ull);
+	if (new_cpl == cpu->cpl || new_cpl < 3) {
+		task->frame = true;
+		task->cs = ss_load8(cpu, position + 16, access);
+		task->lip = ss_load8(cpu, position + 8, access);
+		task->previous = ss_load8(cpu, position, access);
+		position += 24;
+	}
+	free_token(cpu, position, access);
+	cpu->ssp = 0;
 }
 
-bool cet_task_acquire(struct cpu *cpu, unsigned new_cpl, u64 ssp)
+void cet_task_enter(struct cpu *cpu, const struct cet_task *task, u64 ssp, u32 error)
 {
-	return !(ssp & 7) &&
-	       ss_exchange(cpu, ssp, ssp, ssp | TOKEN_BUSY, ss_access(new_cpl), NULL);
-}
+	unsigned access = ss_access(cpu->cpl);
+	bool on = cet_shadow_stack_at(cpu, cpu->cpl);
 
-void cet_task_push(struct cpu *cpu, unsigned new_cpl, u16 cs, u64 lip, u64 old_ssp)
-{
-	cpu->ssp = push_far_frame(cpu, cpu->ssp, cs, lip, old_ssp, ss_access(new_cpl));
+	if (task->cause == TASK_IRET) {
+		u64 lip = (u32)(cpu->seg[SEG_CS].base + cpu->rip);
+
+		if (task->frame && task->cs != cpu->seg[SEG_CS].selector)
+			cet_cp(cpu, CP_FAR_RET, task->cs, cpu->seg[SEG_CS].selector);
+		if (task->frame && task->lip != lip)
+			cet_cp(cpu, CP_FAR_RET, task->lip, lip);
+		if (on && (task->previous & 3 || task->previous >> 32))
+			cet_cp(cpu, CP_FAR_RET, task->previous, (u32)task->previous & ~3u);
+		if (on)
+			cpu->ssp = task->previous;
+		return;
+	}
+	if (!on)
+		return;
+	if (ssp & 7 || !ss_exchange(cpu, ssp, ssp, ssp | TOKEN_BUSY, access, NULL))
+		cpu_raise_error(cpu, VECTOR_TS, error);
+	cpu->ssp = ssp;
+	if (task->frame)
+		cpu->ssp = push_far_frame(cpu, ssp, task->cs, task->lip, task->previous, access);
 }
 
 // ---- instructions ----

@@ -4,6 +4,7 @@
 #ifndef CETKVM_CPU_CET_H
 #define CETKVM_CPU_CET_H
 
+#include "cpu/task.h"
 #include "cpu/transfer.h"
 
 // IA32_U_CET or IA32_S_CET.
@@ -40,13 +41,17 @@ void cet_check_width(struct cpu *cpu, bool wide);
 void cet_syscall(struct cpu *cpu);
 void cet_sysret(struct cpu *cpu);
 
-// Task switches, see task.c.
-// IRET out of a task: checks the outgoing task's frame against CS:LIP of the incoming one and frees
-// the outgoing task's token. Returns the SSP to continue with.
-u64 cet_task_return(struct cpu *cpu, unsigned old_cpl, u16 cs, u64 lip);
-// Takes the token named by the TSS. false: invalid (#TS).
-bool cet_task_acquire(struct cpu *cpu, unsigned new_cpl, u64 ssp);
-// CALL and INT: the old task's CS, LIP and SSP go onto the new shadow stack.
-void cet_task_push(struct cpu *cpu, unsigned new_cpl, u16 cs, u64 lip, u64 old_ssp);
+// Task switches. cet_task_leave() is the last thing done in the old task that may fault: it pops the
+// frame an IRET returns by and frees the old token. cet_task_enter() runs with the new task's CS, CPL
+// and RIP loaded: takes the token at `ssp` (of the TSS) and pushes the old task's frame, or compares
+// the popped one. `error`: of #TS.
+struct cet_task {
+	enum task_cause cause;
+	bool frame; // pushed by CALL and events, compared by IRET
+	u64 cs, lip, previous;
+};
+void cet_task_leave(struct cpu *cpu, enum task_cause cause, unsigned new_cpl, u16 cs, u64 lip,
+		    struct cet_task *task);
+void cet_task_enter(struct cpu *cpu, const struct cet_task *task, u64 ssp, u32 error);
 
 #endif

@@ -20,6 +20,9 @@ void far_check_rip(struct cpu *cpu, const struct segment *cs, u64 rip);
 // Is this (checked) code segment 64-bit code?
 bool far_is_64bit(const struct cpu *cpu, const struct segment *cs);
 
+// Does the guest's CPUID name AMD or Hygon? Where the vendors differ the guest gets what it expects.
+bool vendor_is_amd(const struct cpu *cpu);
+
 // Handlers (rows_transfer is in transfer.c).
 insn_handler far_call, far_jmp, far_ret, iret, syscall_syscall, syscall_sysret, syscall_sysenter,
 	syscall_sysexit;

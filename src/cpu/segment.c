@@ -5,6 +5,7 @@
 // Mode", LAR, LSL, VERR/VERW, ARPL, MOV, LDS/LES/LFS/LGS/LSS.
 #include "cpu/segment.h"
 
+#include "cpu/far.h"
 #include "cpu/stack.h"
 #include "cpu/transfer.h"
 
@@ -243,14 +244,14 @@ static void segment_mov(struct cpu *cpu, const struct insn *insn)
 	}
 }
 
-// PUSH Sreg: a full slot, of which silicon writes only 16 bits when the slot has 32.
+// PUSH Sreg: of a slot of 32 bits Intel's processors write the lower 16 alone.
 static void segment_push(struct cpu *cpu, const struct insn *insn)
 {
 	u64 selector = cpu->seg[insn->op[0].reg].selector;
 	struct stack stack;
 
 	stack_current(cpu, &stack);
-	if (insn->operand_size == 4) {
+	if (insn->operand_size == 4 && !vendor_is_amd(cpu)) {
 		stack.sp = (stack.sp - 4) & stack.mask;
 		stack_poke(cpu, &stack, 0, &selector, 2);
 	} else {

@@ -14,7 +14,7 @@
 #define SEGMENT_CODE (SEG_P | SEG_S | SEG_CODE | SEG_RW | SEG_ACCESSED | SEG_G)
 #define SEGMENT_DATA (SEG_P | SEG_S | SEG_RW | SEG_ACCESSED | SEG_G | SEG_DB)
 
-static bool vendor_is_amd(const struct cpu *cpu)
+bool vendor_is_amd(const struct cpu *cpu)
 {
 	for (unsigned i = 0; i < cpu->cpuid_count; i++) {
 		if (cpu->cpuid[i].function != 0)

@@ -55,13 +55,15 @@ static void write_system(struct cpu *cpu, u64 linear, u32 value, unsigned size)
 	mem_write_n(cpu, (u32)linear, value, size, ACCESS_WRITE | ACCESS_IMPLICIT);
 }
 
-static void save_state(struct cpu *cpu, u32 eip, u32 eflags)
+static void save_state(struct cpu *cpu, u32 eip, u32 eflags, u32 ext)
 {
 	const struct segment *tr = &cpu->seg[SEG_TR];
 	bool wide = tr->attributes & 8;
 	unsigned slot = wide ? 4 : 2;
 	u64 at = tr->base + (wide ? TSS32_EIP : TSS16_IP);
 
+	if (tr->limit < (wide ? 0x5fu : 0x29u))
+		cpu_raise_error(cpu, VECTOR_TS, selector_error(tr->selector) | ext);
 	mem_probe_write(cpu, (u32)at, slot * (wide ? 16 : 14), ACCESS_WRITE | ACCESS_IMPLICIT);
 	write_system(cpu, at, eip, slot);
 	write_system(cpu, at + slot, eflags, slot);
@@ -178,39 +180,6 @@ static void load_registers(struct cpu *cpu, const struct task_state *state, bool
 	segment_null(&cpu->seg[SEG_LDTR], state->ldt, 0);
 }
 
-struct outgoing {
-	bool shadow_stack;
-	unsigned cpl;
-	u16 cs;
-	u64 lip, ssp;
-};
-
-// The shadow stack of the new task, whose CS and CPL are loaded; cpu->ssp is still the old task's.
-static void switch_shadow_stack(struct cpu *cpu, const struct task_state *state,
-				const struct outgoing *old, enum task_cause cause, u32 error)
-{
-	unsigned cpl = cpu->cpl;
-
-	if (cause == TASK_IRET && old->shadow_stack) {
-		u64 lip = (u32)(cpu->seg[SEG_CS].base + cpu->rip);
-		u64 next = cet_task_return(cpu, old->cpl, cpu->seg[SEG_CS].selector, lip);
-
-		if (cet_shadow_stack_at(cpu, cpl)) {
-			if (next >> 32)
-				cpu_gp0(cpu);
-			cpu->ssp = next;
-		}
-		return;
-	}
-	if (!cet_shadow_stack_at(cpu, cpl))
-		return;
-	if (!cet_task_acquire(cpu, cpl, state->ssp))
-		cpu_raise_error(cpu, VECTOR_TS, error);
-	cpu->ssp = state->ssp;
-	if (old->shadow_stack && (cause == TASK_CALL || cause == TASK_EVENT))
-		cet_task_push(cpu, cpl, old->cs, old->lip, old->ssp);
-}
-
 static void push_error(struct cpu *cpu, bool wide, u32 error, u32 ext)
 {
 	struct stack stack;
@@ -228,11 +197,7 @@ void task_switch(struct cpu *cpu, u16 selector, u64 raw, enum task_cause cause, 
 	bool nested = cause == TASK_CALL || cause == TASK_EVENT;
 	u16 old_tss = cpu->seg[SEG_TR].selector;
 	u32 tss_error = selector_error(selector) | ext, eflags = cpu_rflags(cpu);
-	struct outgoing old = {
-		.shadow_stack = cet_shadow_stack_enabled(cpu, cpu->cpl), .cpl = cpu->cpl,
-		.cs = cpu->seg[SEG_CS].selector, .lip = (u32)(cpu->seg[SEG_CS].base + return_rip),
-		.ssp = cpu->ssp,
-	};
+	struct cet_task cet;
 	struct task_state state;
 	struct segment tss;
 	u64 old_raw;
@@ -242,7 +207,7 @@ void task_switch(struct cpu *cpu, u16 selector, u64 raw, enum task_cause cause, 
 	read_state(cpu, &tss, wide, &state);
 	if (nested)
 		mem_probe_write(cpu, (u32)(tss.base + TSS_LINK), 2, ACCESS_WRITE | ACCESS_IMPLICIT);
-	save_state(cpu, return_rip, cause == TASK_IRET ? eflags & ~FLAG_NT : eflags);
+	save_state(cpu, return_rip, cause == TASK_IRET ? eflags & ~FLAG_NT : eflags, ext);
 
 	if (!nested && descriptor_read(cpu, old_tss, &old_raw))
 		descriptor_mark_busy(cpu, old_tss, old_raw, false);
@@ -252,6 +217,8 @@ void task_switch(struct cpu *cpu, u16 selector, u64 raw, enum task_cause cause, 
 	}
 	if (cause != TASK_IRET)
 		descriptor_mark_busy(cpu, selector, raw, true);
+	cet_task_leave(cpu, cause, state.eflags & FLAG_VM ? 3 : state.seg[SEG_CS] & 3,
+		       cpu->seg[SEG_CS].selector, (u32)(cpu->seg[SEG_CS].base + return_rip), &cet);
 
 	// From here on this is the new task.
 	tss.attributes |= TSS_BUSY;
@@ -269,7 +236,7 @@ void task_switch(struct cpu *cpu, u16 selector, u64 raw, enum task_cause cause, 
 		if (cpu_v86(cpu) && cpu->u_cet & (CET_SHSTK_EN | CET_ENDBR_EN))
 			cpu_raise_error(cpu, VECTOR_TS, tss_error);
 		if (!cpu_v86(cpu))
-			switch_shadow_stack(cpu, &state, &old, cause, tss_error);
+			cet_task_enter(cpu, &cet, state.ssp, tss_error);
 		if (cause != TASK_IRET)
 			cet_track_indirect(cpu, cpu->cpl, false, false);
 	}

@@ -446,6 +446,22 @@ static void tasks_cet(void)
 	TRY(execute(INSN(IRETD, 4)));
 	raises(CP, CP_FAR_RET, "IRET with another LIP in the frame");
 
+	// From level 3 to an inner level and back: PL3_SSP, no frame.
+	machine_32(3);
+	machine_cet(true, true);
+	fill_tss_b(2, CODE32, DATA, 0x26000);
+	put(TSS_B + 0x68, ssp, 4);
+	token(ssp, false);
+	put(IDT + 0x30 * 8, (u64)TSS_B_SELECTOR << 16 | 0x85ull << 40, 8);
+	TRY(event_deliver(cpu, 0x30, EVENT_EXTERNAL, false, 0));
+	raises(NOTHING, 0, "task gate from level 3");
+	is(cpu->ssp, ssp, "no frame");
+	is(cpu->pl_ssp[3], USER_SS - 0x40, "PL3_SSP");
+	TRY(execute(INSN(IRETD, 4)));
+	raises(NOTHING, 0, "IRET to level 3");
+	is(cpu->ssp, USER_SS - 0x40, "SSP is PL3_SSP");
+	is(get(ssp, 8), ssp, "token freed");
+
 	machine_32(0);
 	machine_cet(true, true);
 	raise_may_change = true;
