@@ -11,7 +11,7 @@ struct string_run {
 	u64 n;		    // elements; 0: none can be done in one piece, do one the slow way
 };
 struct string_run string_run(struct cpu *cpu, const struct insn *insn, enum seg seg, unsigned reg,
-			     unsigned size, u64 count, bool write);
+			     unsigned size, bool write);
 u64 string_count(const struct cpu *cpu, const struct insn *insn);
 void string_advance(struct cpu *cpu, const struct insn *insn, unsigned reg, u64 n, unsigned size);
 // `n` elements are done: RCX counts down. True: go on; false: the instruction is complete, or is

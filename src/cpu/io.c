@@ -82,12 +82,11 @@ static void string_io(struct cpu *cpu, const struct insn *insn, bool output)
 	if (!string_count(cpu, insn))
 		return;
 	do {
-		u64 count = cpu->rflags & (FLAG_DF | FLAG_TF) ? 1 : string_count(cpu, insn);
 		u8 *host = NULL;
 
-		run = string_run(cpu, insn, seg, reg, size, count, !output);
+		run = string_run(cpu, insn, seg, reg, size, !output);
 		linear = run.linear;
-		if (run.n)
+		if (run.n && (run.n == 1 || !(cpu->rflags & FLAG_DF)))
 			host = mem_host(cpu, linear, run.n * size, access);
 		if (!host) {
 			run.n = 1;

@@ -188,12 +188,11 @@ static __attribute__((noreturn)) void host_fault(struct cpu *cpu, const struct i
 
 static u64 movs_piece(struct cpu *cpu, const struct insn *insn, unsigned size, u8 **fault)
 {
-	u64 count = string_count(cpu, insn);
 	struct string_run from, to;
 	u8 *source, *target;
 
-	from = string_run(cpu, insn, insn->mem_seg, RSI, size, count, false);
-	to = string_run(cpu, insn, SEG_ES, RDI, size, count, true);
+	from = string_run(cpu, insn, insn->mem_seg, RSI, size, false);
+	to = string_run(cpu, insn, SEG_ES, RDI, size, true);
 	if (from.n > to.n)
 		run_cut(cpu, &from, to.n, size);
 	else if (to.n > from.n)
@@ -240,7 +239,7 @@ static void stos(struct cpu *cpu, const struct insn *insn)
 	if (!string_count(cpu, insn))
 		return;
 	do {
-		to = string_run(cpu, insn, SEG_ES, RDI, size, string_count(cpu, insn), true);
+		to = string_run(cpu, insn, SEG_ES, RDI, size, true);
 		target = run_host(cpu, &to, size, writing(cpu));
 		if (target) {
 			u64 done = host_stos(target, cpu->gpr[RAX], to.n, size,
@@ -269,7 +268,7 @@ static void lods(struct cpu *cpu, const struct insn *insn)
 	if (!string_count(cpu, insn))
 		return;
 	do {
-		from = string_run(cpu, insn, insn->mem_seg, RSI, size, string_count(cpu, insn), false);
+		from = string_run(cpu, insn, insn->mem_seg, RSI, size, false);
 		source = run_host(cpu, &from, size, reading(cpu));
 		if (source) { // only the last element stays in the register
 			u64 last = cpu->rflags & FLAG_DF ? 0 : (from.n - 1) * size;
@@ -297,13 +296,13 @@ static bool goes_on(const struct insn *insn, u32 arith)
 
 static u64 cmps_piece(struct cpu *cpu, const struct insn *insn, unsigned size, u32 *arith)
 {
-	u64 count = string_count(cpu, insn), a, b;
+	u64 a, b;
 	bool back = cpu->rflags & FLAG_DF;
 	struct string_run from, to;
 	u8 *source, *target;
 
-	from = string_run(cpu, insn, insn->mem_seg, RSI, size, count, false);
-	to = string_run(cpu, insn, SEG_ES, RDI, size, count, false);
+	from = string_run(cpu, insn, insn->mem_seg, RSI, size, false);
+	to = string_run(cpu, insn, SEG_ES, RDI, size, false);
 	if (from.n > to.n)
 		run_cut(cpu, &from, to.n, size);
 	else if (to.n > from.n)
@@ -344,7 +343,7 @@ static u64 scas_piece(struct cpu *cpu, const struct insn *insn, unsigned size, u
 	u8 *target;
 	u64 b;
 
-	to = string_run(cpu, insn, SEG_ES, RDI, size, string_count(cpu, insn), false);
+	to = string_run(cpu, insn, SEG_ES, RDI, size, false);
 	target = run_host(cpu, &to, size, reading(cpu));
 	if (target)
 		return host_scas(cpu->gpr[RAX], target, to.n, size, cpu->rflags & FLAG_DF,

@@ -14,6 +14,12 @@ static bool backward(const struct cpu *cpu)
 	return cpu->rflags & FLAG_DF;
 }
 
+// With single-stepping there is a trap after each iteration.
+static bool stepping(const struct cpu *cpu)
+{
+	return (cpu->rflags & FLAG_TF) || (cpu->guest_debug & KVM_GUESTDBG_SINGLESTEP);
+}
+
 u64 string_count(const struct cpu *cpu, const struct insn *insn)
 {
 	return insn->rep || insn->repne ? address_truncate(cpu->gpr[RCX], insn->address_size) : 1;
@@ -44,8 +50,9 @@ static u64 min(u64 a, u64 b)
 
 // The piece ends where the page, the address size's range or the segment does.
 struct string_run string_run(struct cpu *cpu, const struct insn *insn, enum seg seg, unsigned reg,
-			     unsigned size, u64 count, bool write)
+			     unsigned size, bool write)
 {
+	u64 count = stepping(cpu) ? 1 : string_count(cpu, insn);
 	struct string_run run;
 	unsigned in_page;
 
@@ -76,15 +83,13 @@ struct string_run string_run(struct cpu *cpu, const struct insn *insn, enum seg 
 
 bool string_next(struct cpu *cpu, const struct insn *insn, u64 n)
 {
-	bool step = (cpu->rflags & FLAG_TF) || (cpu->guest_debug & KVM_GUESTDBG_SINGLESTEP);
-
 	if (!insn->rep && !insn->repne)
 		return false;
 	gpr_write(cpu, RCX, insn->address_size, cpu->gpr[RCX] - n);
 	cpu->replay = false; // accesses of the next iteration are new ones
 	if (!address_truncate(cpu->gpr[RCX], insn->address_size))
 		return false;
-	if (!step && !cpu->request)
+	if (!stepping(cpu) && !cpu->request)
 		return true;
 	cpu->next_rip = cpu->rip;
 	return false;

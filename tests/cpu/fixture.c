@@ -43,7 +43,16 @@ static enum cpu_ops_result mmio(void *opaque, u64 gpa, void *data, unsigned len,
 
 static enum cpu_ops_result pio(void *opaque, u16 port, void *data, unsigned size, unsigned count, bool write)
 {
-	return CPU_OPS_DONE;
+	seen.pio.calls++;
+	seen.pio.port = port;
+	seen.pio.size = size;
+	seen.pio.count = count;
+	seen.pio.write = write;
+	if (write)
+		memcpy(seen.pio.data, data, size * count);
+	else
+		memcpy(data, seen.pio.data, size * count);
+	return seen.pio_result;
 }
 
 static enum cpu_ops_result rdmsr(void *opaque, u32 msr, u64 *value, enum who who)

@@ -26,7 +26,8 @@ extern struct seen {
 	unsigned maps, dirty, mmio_count, written_pages;
 	u64 dirty_gpa;
 	struct { u64 gpa; unsigned len; bool write; u8 data[8]; } mmio[16];
-	enum cpu_ops_result mmio_result, msr_result;
+	enum cpu_ops_result mmio_result, msr_result, pio_result;
+	struct { unsigned calls, size, count; u16 port; bool write; u8 data[4096]; } pio; // data: of OUT, for IN
 	u32 msr; // last one that reached the surroundings
 	u64 msr_value, cr8;
 	s64 tsc_offset;
