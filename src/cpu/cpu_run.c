@@ -250,8 +250,7 @@ static void enter_mode(struct cpu *cpu, u32 mode)
 
 	if (jit->jump_mode[class] == mode || (mode & (MODE_WAIT | MODE_SINGLE | MODE_SLOWMEM)))
 		return;
-	memset(cpu->jump[class], 0xff, sizeof(cpu->jump[class]));
-	memset(cpu->jump_ibt[class], 0xff, sizeof(cpu->jump_ibt[class]));
+	jit_empty_jumps(cpu, class);
 	jit->jump_mode[class] = mode;
 }
 
@@ -467,6 +466,21 @@ static void check_canonical(struct cpu *cpu, const struct mem_record *r, u64 lin
 	cpu_gp0(cpu);
 }
 
+// What comes before any fault of the memory operand: an x87 exception that is pending.
+static void check_x87_pending(struct cpu *cpu, const struct mem_record *r)
+{
+	u16 status;
+
+	if (!r->x87 || !(cpu->cr0 & CR0_NE))
+		return;
+	if (cpu->fpu_loaded)
+		__asm__ volatile("fnstsw %0" : "=m"(status));
+	else
+		status = fpu_get16(cpu, FX_FSW);
+	if (status & 0x80)
+		cpu_raise(cpu, VECTOR_MF);
+}
+
 // Alignment comes before paging, and before a stack address that is not canonical.
 static void check_alignment(struct cpu *cpu, const struct mem_record *r, u64 linear)
 {
@@ -482,6 +496,7 @@ FROM_TRANSLATED u64 jit_c_mem_slow(struct cpu *cpu, u64 record, u64 linear)
 	ENTER_C(cpu);
 	locate(cpu, r->page_offset, r->length);
 	cpu->jit->stat_mem_slow++;
+	check_x87_pending(cpu, r);
 	check_alignment(cpu, r, linear);
 	check_canonical(cpu, r, linear);
 	host = mem_host(cpu, linear, r->size, r->access & 0xff);
@@ -502,6 +517,7 @@ FROM_TRANSLATED u64 jit_c_slow_begin(struct cpu *cpu, u64 record, u64 linear)
 
 	ENTER_C(cpu);
 	locate(cpu, r->page_offset, r->length);
+	check_x87_pending(cpu, r);
 	check_alignment(cpu, r, linear);
 	check_canonical(cpu, r, linear);
 	BUG_ON(jit->slow_active == 4);
@@ -516,7 +532,8 @@ FROM_TRANSLATED u64 jit_c_slow_begin(struct cpu *cpu, u64 record, u64 linear)
 		jit->debug_bits |= debug_data_match(cpu, linear, r->size, access & ACCESS_WRITE ? DEBUG_WRITE : DEBUG_READ);
 	if (access & ACCESS_WRITE)
 		mem_probe_write(cpu, linear, r->size, access);
-	if (!(access & ACCESS_WRITE) || (r->access & 0x100))
+	// An x87 store that raises an unmasked exception writes nothing: let it leave what is there.
+	if (!(access & ACCESS_WRITE) || (r->access & 0x100) || r->x87)
 		mem_read(cpu, linear, buffer, r->size, access & ~(unsigned)ACCESS_WRITE);
 	if (!jit->saved_valid) {
 		memcpy(jit->saved_gpr, cpu->gpr, sizeof(jit->saved_gpr));
@@ -727,7 +744,7 @@ static void run_blocks(struct cpu *cpu)
 	jit->saved_valid = false;
 	b = jit_get_block(cpu, mode);
 	enter_mode(cpu, mode);
-	cpu->interrupt_shadow = cpu->mov_ss_shadow = false;
+	cpu->interrupt_shadow = cpu->mov_ss_shadow = cpu->soft_event = false;
 	if (single)
 		cpu->rflags &= ~(u64)FLAG_RF;
 	if (!cpu->fpu_loaded)
@@ -738,6 +755,7 @@ static void run_blocks(struct cpu *cpu)
 	cpu->replay = false;
 	if (!cpu_64bit(cpu))
 		cpu->rip = (u32)cpu->rip;
+	step &= !cpu->soft_event; // INT n clears TF before the trap could be taken
 	if (step || jit->debug_bits)
 		debug_boundary(cpu, step);
 }

@@ -153,16 +153,22 @@ void jit_destroy(struct cpu *cpu)
 	cpu->jit = NULL;
 }
 
-static void clear_jumps(struct cpu *cpu, unsigned class)
+void jit_empty_jumps(struct cpu *cpu, unsigned class)
 {
+	// All ones is the RIP of an entry that is free, which a guest may well jump to: where that RIP
+	// would be looked for, a free entry has RIP 0, which is looked for elsewhere.
+	const u32 hash = 0xffffffffu * 0x9e3779b1u;
+
 	memset(cpu->jump[class], 0xff, sizeof(cpu->jump[class]));
 	memset(cpu->jump_ibt[class], 0xff, sizeof(cpu->jump_ibt[class]));
+	cpu->jump[class][hash >> (32 - JUMP_BITS)].rip = 0;
+	cpu->jump_ibt[class][hash >> (32 - JUMP_IBT_BITS)].rip = 0;
 }
 
 void jit_clear_jumps(struct cpu *cpu)
 {
-	clear_jumps(cpu, 0);
-	clear_jumps(cpu, 1);
+	jit_empty_jumps(cpu, 0);
+	jit_empty_jumps(cpu, 1);
 	cpu->jit->kernel_jump_local = false;
 	memset(cpu->jit->jump_pages, 0, sizeof(cpu->jit->jump_pages));
 }
@@ -173,9 +179,9 @@ void jit_tlb_flushed(struct cpu *cpu, bool global)
 	tlb_forget_stack(cpu);
 	if (!cpu->jit)
 		return;
-	clear_jumps(cpu, 1);
+	jit_empty_jumps(cpu, 1);
 	if (global || cpu->jit->kernel_jump_local) {
-		clear_jumps(cpu, 0);
+		jit_empty_jumps(cpu, 0);
 		cpu->jit->kernel_jump_local = false;
 	}
 }

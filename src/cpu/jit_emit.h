@@ -178,6 +178,7 @@ static inline void e_fill_hole(u8 *hole, const u8 *rw_target)
 
 #define CC_E 4
 #define CC_NE 5
+#define CC_BE 6
 #define CC_A 7
 
 #endif

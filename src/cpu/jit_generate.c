@@ -479,12 +479,28 @@ static bool tracked(struct translation *t)
 	       !((t->zi.attributes & ZYDIS_ATTRIB_HAS_NOTRACK) && (t->mode & MODE_NOTRACK_EN));
 }
 
+static void check_call_target(struct cpu *cpu, const struct insn *insn)
+{
+	if (!cpu_canonical(cpu, cpu->temp[1]))
+		cpu_gp0(cpu);
+}
+
 static void branch_indirect(struct translation *t, bool call)
 {
 	bool shadow = t->mode & MODE_SHSTK;
 	u32 site = SITE(0, SITE_JMP, 0);
 
 	indirect_target(t);
+	if (call && MODE_64(t->mode)) {
+		// #GP for the target comes before the push. Bits 63:47 alike: fine, else C looks again.
+		e4(E(t), 0x2ff8c148); // sar rax, 47
+		e3(E(t), 0x48, 0xff, 0xc0); // inc rax
+		e_alu_imm(E(t), true, 7, H_T1, 1);
+		u8 *fine = e_jcc_hole(E(t), CC_BE);
+
+		tr_call(t, check_call_target, 0);
+		e_fill_hole(fine, E(t)->p);
+	}
 	if (call) {
 		call_pushes(t, shadow);
 		site = call_site(t, shadow);

@@ -55,6 +55,8 @@ void maskmov_handler(struct cpu *cpu, const struct insn *insn)
 	unsigned bytes = 16;
 
 	if (insn->mnemonic == ZYDIS_MNEMONIC_MASKMOVQ) {
+		if ((fpu_get16(cpu, FX_FSW) & 0x80) && (cpu->cr0 & CR0_NE)) // ES: an exception is pending
+			cpu_raise(cpu, VECTOR_MF);
 		u64 mm = fpu_mmx_read(cpu, insn->op[0].reg), select = fpu_mmx_read(cpu, insn->op[1].reg);
 
 		bytes = 8;

@@ -256,6 +256,11 @@ int classify(const ZydisDecodedInstruction *insn, const ZydisDecodedOperand *op,
 				return class != ZYDIS_REGCLASS_TEST ? C_PRIVILEGED : -1;
 		}
 	}
+	if (insn->mnemonic == ZYDIS_MNEMONIC_NOP && insn->opcode_map == ZYDIS_OPCODE_MAP_0F &&
+	    insn->opcode == 0x0d && insn->raw.modrm.mod == 3) {
+		*why = "0F 0D with a register is NOP on Intel, #UD on AMD";
+		return -1;
+	}
 	if (is_privileged(insn->mnemonic))
 		return C_PRIVILEGED;
 	*why = "the host lacks it, or it is no instruction of CPL 3";

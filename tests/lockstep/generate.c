@@ -127,6 +127,22 @@ static bool gather_by_dword(ZydisMnemonic m)
 	       m == ZYDIS_MNEMONIC_VPGATHERDD || m == ZYDIS_MNEMONIC_VPGATHERDQ;
 }
 
+// The operand's address with the registers' initial values.
+static u64 effective_address(struct generator *g, const struct candidate *c, const ZydisDecodedOperand *op,
+			     s64 displacement)
+{
+	int base = gpr_of(op->mem.base), index = gpr_of(op->mem.index);
+	u64 address = displacement;
+
+	if (base >= 0)
+		address += g->p->state.gpr[base] + (base == 4 ? g->rsp_moved : 0);
+	if (index >= 0)
+		address += g->p->state.gpr[index] * op->mem.scale;
+	if (address_bits(c) == 32)
+		address = (u32)address;
+	return op->mem.segment == ZYDIS_REGISTER_GS ? address + GS_BASE : address;
+}
+
 static void patch_displacement(struct candidate *c, u64 value)
 {
 	u32 disp = value;
@@ -142,6 +158,11 @@ static bool solve_memory(struct generator *g, struct candidate *c, const ZydisDe
 	unsigned size = op->size / 8, bits = address_bits(c);
 	int base = gpr_of(op->mem.base), index = gpr_of(op->mem.index), vindex = vector_index(c, op);
 	u64 where = pick_target(g, size), partial = op->mem.disp.value;
+
+	// A mask of zeros may fault or not on a page that cannot be written.
+	if (c->insn.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ || c->insn.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
+	    c->insn.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU)
+		where = DATA_BASE + below(rng, DATA_RW_SIZE - 16);
 	u64 here = g->p->start + g->p->size;
 	bool disp32 = c->insn.raw.disp.size == 32 && op->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT;
 
@@ -192,7 +213,11 @@ static bool solve_memory(struct generator *g, struct candidate *c, const ZydisDe
 			value = (u32)value | (chance(rng, 50) ? rnd(rng) << 32 : 0);
 		assign(g, base, value);
 	} else if (disp32 && base != 4) {
-		patch_displacement(c, where - (partial - op->mem.disp.value) - g->p->state.gpr[base]);
+		u64 value = where - (partial - op->mem.disp.value) - g->p->state.gpr[base];
+
+		patch_displacement(c, value);
+		*target = effective_address(g, c, op, (int)value);
+		return true;
 	} else {
 		where = partial + g->p->state.gpr[base];
 		if (bits == 32)
@@ -201,11 +226,10 @@ static bool solve_memory(struct generator *g, struct candidate *c, const ZydisDe
 			return chance(rng, 15);
 	}
 	if (base == 4) {
-		where = partial + g->p->state.gpr[4] + g->rsp_moved;
 		if (c->insn.meta.category == ZYDIS_CATEGORY_PUSH || c->insn.meta.category == ZYDIS_CATEGORY_CALL)
 			return true; // stored, not read
 	}
-	*target = where;
+	*target = effective_address(g, c, op, op->mem.disp.value);
 	return true;
 }
 
@@ -291,6 +315,8 @@ static bool image_allowed(struct generator *g, const struct candidate *c, u64 ta
 {
 	bool known = target && in_window(target, 1);
 
+	g->p->images |= (c->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY && c->op[0].size > (c->insn.meta.isa_ext == ZYDIS_ISA_EXT_X87 ? 80 : 128) &&
+			 c->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY);
 	g->p->masked |= c->insn.meta.category == ZYDIS_CATEGORY_AVX2GATHER;
 	switch (c->insn.mnemonic) {
 	case ZYDIS_MNEMONIC_FNSTENV: case ZYDIS_MNEMONIC_FNSAVE:
@@ -335,6 +361,10 @@ static bool prepare_branch(struct generator *g, struct candidate *c, u64 target)
 		if (c->insn.raw.prefixes[i].value == 0x66 && (!g->p->mode32 || chance(rng, 80)))
 			return false; // before a near branch: vendors differ; in 32-bit code EIP is cut
 	if (c->insn.raw.imm[0].is_relative) {
+		if (c->insn.meta.category == ZYDIS_CATEGORY_COND_BR && c->insn.raw.imm[0].size == 8)
+			for (unsigned i = 0; i < c->insn.raw.prefix_count; i++)
+				if ((c->insn.raw.prefixes[i].value & 0xfe) == 0xf2)
+					return false; // AMD: REP overrides the condition of LOOPE and LOOPNE
 		unsigned size = c->insn.raw.imm[0].size / 8;
 
 		if (size == 1 || chance(rng, 96))
@@ -432,7 +462,7 @@ static bool add_instruction(struct generator *g, int class)
 	u64 target = 0, t;
 	struct generator before = *g;
 	unsigned ignored_count = p->ignored_count;
-	bool masked = p->masked;
+	bool masked = p->masked, compares = p->compares, images = p->images;
 	typeof(p->ignored) ignored;
 	u64 gpr[16];
 
@@ -453,6 +483,11 @@ static bool add_instruction(struct generator *g, int class)
 	if (is_string(&c.insn) && (c.insn.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE |
 							ZYDIS_ATTRIB_HAS_REPNE)) && is_free(g, 1))
 		assign(g, 1, chance(&g->rng, 88) ? below(&g->rng, 70) : random_int(&g->rng));
+	if ((c.insn.mnemonic == ZYDIS_MNEMONIC_UD0 || c.insn.mnemonic == ZYDIS_MNEMONIC_UD1) &&
+	    p->start + p->size + c.insn.length > CODE_BASE + CODE_SIZE)
+		goto reject; // whether they fetch a ModRM byte differs
+	if (is_string(&c.insn) && (c.insn.attributes & (ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)))
+		p->compares = true;
 	if (!image_allowed(g, &c, target))
 		goto reject;
 	please(g, &c, target);
@@ -472,6 +507,8 @@ reject:
 	p->ignored_count = ignored_count;
 	memcpy(&p->ignored, &ignored, sizeof(ignored));
 	p->masked = masked;
+	p->compares = compares;
+	p->images = images;
 	memcpy(p->state.gpr, gpr, sizeof(gpr));
 	return false;
 }
@@ -550,7 +587,8 @@ static int random_class(struct rng *rng, bool mode32)
 		class = below(rng, class_count);
 	while (!(classes[class].modes & (mode32 ? 2 : 1)) || !class_templates[class].count ||
 	       !strcmp(classes[class].name, "trap") || !strcmp(classes[class].name, "privileged") ||
-	       !strcmp(classes[class].name, "popf"));
+	       !strcmp(classes[class].name, "popf") || !strcmp(classes[class].name, "x87env") ||
+	       !strcmp(classes[class].name, "fxsave")); // their images would be moved about
 	return class;
 }
 
@@ -570,7 +608,7 @@ void generate(struct program *p, int class, u64 seed, u64 index, bool mode32)
 	p->mode32 = mode32;
 	p->class = class;
 	p->count = p->size = p->ignored_count = 0;
-	p->masked = false;
+	p->masked = p->compares = p->images = false;
 	p->state.ended = NULL;
 	p->start = CODE_BASE + (chance(&g.rng, 80) ? below(&g.rng, 3900) :
 				chance(&g.rng, 80) ? 4096 - below(&g.rng, 60) : CODE_SIZE - below(&g.rng, 60));

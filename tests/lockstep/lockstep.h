@@ -63,6 +63,8 @@ struct program {
 	// Memory whose contents are the implementation's own: x87 pointers in stored images...
 	struct { u16 from, to; } ignored[2 * MAX_INSNS];
 	unsigned ignored_count;
+	bool images;   // has operands of many bytes: the order of their accesses, so CR2, differs
+	bool compares; // has repeated CMPS or SCAS: whether one that faults changed the flags differs
 	bool masked; // has gathers or masked stores: CR2 and what a faulting one did are its own
 	u64 start; // linear address of the first instruction
 	struct state state; // where execution begins

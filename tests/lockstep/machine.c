@@ -104,7 +104,7 @@ static void reset_vcpu(struct machine *m, struct cpu *cpu, unsigned n)
 	cpu->efer = EFER_LME | EFER_LMA | EFER_NX | EFER_SCE;
 	cpu->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
 	cpu->cr3 = MACHINE_PML4;
-	cpu->cr4 = CR4_PAE | CR4_DE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_UMIP | CR4_FSGSBASE;
+	cpu->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_UMIP | CR4_FSGSBASE;
 	cpu->xcr0 = xsave_size > 2000 ? 0xe7 : 7;
 	cpu->linear_bits = 48;
 	cpu->gdtr = (struct table_register){ MACHINE_HIGH + MACHINE_GDT, 0x7f };
