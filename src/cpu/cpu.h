@@ -337,6 +337,7 @@ struct cpu {
 	u64 guest_debug_dr[4], guest_debug_dr7;
 	struct { u32 exception; u64 pc, dr6, dr7; } debug_exit;
 	u64 fault_hva;
+	bool step_canceled;	// the instruction delivered an event, or SYSCALL cleared TF: no single-step #DB behind it
 	bool single_grain;	// one instruction a block, always
 	bool trace_cp;
 	enum cpu_exit exit;

@@ -298,7 +298,7 @@ static u64 go_on(struct cpu *cpu)
 	if (must_leave(cpu))
 		return 0;
 	mode = jit_mode(cpu);
-	if (mode & (MODE_SINGLE | MODE_SLOWMEM))
+	if ((mode & (MODE_SINGLE | MODE_SLOWMEM)) || debugging(cpu))
 		return 0;
 	enter_mode(cpu, mode);
 	slot = jump_slot(cpu, class, cpu->rip);
@@ -744,7 +744,11 @@ static void run_blocks(struct cpu *cpu)
 	jit->saved_valid = false;
 	b = jit_get_block(cpu, mode);
 	enter_mode(cpu, mode);
+<<<<<<< HEAD
 	cpu->interrupt_shadow = cpu->mov_ss_shadow = cpu->soft_event = false;
+=======
+	cpu->interrupt_shadow = cpu->mov_ss_shadow = cpu->step_canceled = false;
+>>>>>>> 4657a82 (Drop the single-step trap of instructions that deliver events; leave blocks when breakpoints are set)
 	if (single)
 		cpu->rflags &= ~(u64)FLAG_RF;
 	if (!cpu->fpu_loaded)
@@ -757,7 +761,7 @@ static void run_blocks(struct cpu *cpu)
 		cpu->rip = (u32)cpu->rip;
 	step &= !cpu->soft_event; // INT n clears TF before the trap could be taken
 	if (step || jit->debug_bits)
-		debug_boundary(cpu, step);
+		debug_boundary(cpu, step && !cpu->step_canceled);
 }
 
 enum cpu_exit cpu_run(struct cpu *cpu)

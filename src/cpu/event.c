@@ -65,6 +65,7 @@ static void deliver(struct cpu *cpu, u8 vector, enum event_source source, bool h
 	else
 		deliver_real(cpu, &event, cpu->idtr.base);
 	cpu->interrupt_shadow = cpu->mov_ss_shadow = false;
+	cpu->step_canceled = true;
 	cpu->halted = false;
 }
 

@@ -55,6 +55,7 @@ void syscall_syscall(struct cpu *cpu, const struct insn *insn)
 		cpu->gpr[RCX] = cpu->next_rip;
 		cpu->gpr[R11] = cpu_rflags(cpu) & ~(u64)FLAG_RF;
 		cpu_set_rflags(cpu, cpu_rflags(cpu) & ~(cpu->sfmask | FLAG_RF));
+		cpu->step_canceled = !(cpu->rflags & FLAG_TF); // TF is looked at behind SYSCALL
 	} else {
 		target = (u32)cpu->star;
 		cpu->gpr[RCX] = (u32)cpu->next_rip;
