@@ -183,8 +183,8 @@ static void test_registers(void)
 	r = run_default(read_dr4);
 	run(&r);
 	CHECK_FAULT(UD, 0, "DR4 with CR4.DE=1");
-	set_dr7(0x400 | 1 << 13);
 	set_dr6(0xffff0ff0);
+	set_dr7(0x400 | 1 << 13); // from here on any access is #DB
 	r = run_default(gd);
 	run(&r);
 	CHECK_VECTOR(DB, "DR7.GD: access to a debug register is #DB");
