@@ -294,7 +294,6 @@ struct cpu {
 	u8 cpl;
 	bool halted;
 	bool interrupt_shadow;	// STI or MOV SS/POP SS just executed: block for one instruction
-	bool soft_event;	// INT n, INT3, INTO was delivered: no single-step trap behind it
 	bool mov_ss_shadow;	// it was MOV/POP SS: also holds back #DB
 	bool nmi_masked;
 	bool smm;

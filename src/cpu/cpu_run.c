@@ -744,11 +744,7 @@ static void run_blocks(struct cpu *cpu)
 	jit->saved_valid = false;
 	b = jit_get_block(cpu, mode);
 	enter_mode(cpu, mode);
-<<<<<<< HEAD
-	cpu->interrupt_shadow = cpu->mov_ss_shadow = cpu->soft_event = false;
-=======
 	cpu->interrupt_shadow = cpu->mov_ss_shadow = cpu->step_canceled = false;
->>>>>>> 4657a82 (Drop the single-step trap of instructions that deliver events; leave blocks when breakpoints are set)
 	if (single)
 		cpu->rflags &= ~(u64)FLAG_RF;
 	if (!cpu->fpu_loaded)
@@ -759,7 +755,6 @@ static void run_blocks(struct cpu *cpu)
 	cpu->replay = false;
 	if (!cpu_64bit(cpu))
 		cpu->rip = (u32)cpu->rip;
-	step &= !cpu->soft_event; // INT n clears TF before the trap could be taken
 	if (step || jit->debug_bits)
 		debug_boundary(cpu, step && !cpu->step_canceled);
 }

@@ -53,7 +53,6 @@ static void deliver(struct cpu *cpu, u8 vector, enum event_source source, bool h
 	};
 
 	event.ext = !event.software;
-	cpu->soft_event = event.software;
 	event.return_rip = source >= EVENT_SOFT ? cpu->next_rip : cpu->rip;
 	event.rflags = cpu_rflags(cpu) | (fault ? FLAG_RF : 0);
 	if (source == EVENT_NMI)
