@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -236,10 +237,28 @@ static int set_library_options(const struct run_options *options, const struct k
 
 	for (i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
 		if (settings[i].value && backend->set_option(settings[i].name, settings[i].value) < 0) {
-			vmm_message("%s: %s", settings[i].option, strerror(errno));
+			if (settings[i].value == options->symbols && errno == EINVAL)
+				vmm_message("%s: no symbols in it; --symbols needs a System.map or a vmlinux with them "
+					    "(Debian's System.map is an empty stand-in)", options->symbols);
+			else
+				vmm_message("%s %s: %s", settings[i].option, settings[i].value, strerror(errno));
 			return -1;
 		}
 	return 0;
+}
+
+// For --trace cp: the names in the program and its libraries. Files without any are no error.
+static void load_program_symbols(const struct run_options *options, const struct initramfs *fs)
+{
+	char program[PATH_MAX];
+	size_t i;
+
+	if (pack_find_program(options->program[0], program) < 0)
+		return;
+	options->config.backend->set_option("symbols", program);
+	for (i = 0; i < fs->path_count; i++)
+		if (strstr(fs->paths[i], ".so") && strcmp(fs->paths[i], "/etc/ld.so.cache"))
+			options->config.backend->set_option("symbols", fs->paths[i]);
 }
 
 static int map_initrd(const char *path, struct vmm_config *config)
@@ -328,6 +347,8 @@ static int prepare(struct run_options *options, struct initramfs *fs, char *appe
 	} else if (options->program || options->shell || kernel_may_be_linux(options->kernel)) {
 		if (build_initramfs(options, fs) < 0)
 			return -1;
+		if (options->program && options->trace)
+			load_program_symbols(options, fs);
 	}
 	// A program's output is not mixed with the kernel's, and a panic ends the run.
 	snprintf(append, append_size, "%s%s%s",

@@ -113,6 +113,11 @@ void kernel_close(struct kernel_image *image)
 	image->data = NULL;
 }
 
+void kernel_forget_pages(const struct kernel_image *image)
+{
+	madvise(image->data, image->size, MADV_DONTNEED);
+}
+
 static void report_too_little_memory(const struct kernel_image *image, uint64_t end, const struct guest_memory *memory)
 {
 	vmm_message("%s: too little memory: the kernel needs memory up to %" PRIu64 " MiB, the guest has %" PRIu64

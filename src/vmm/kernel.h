@@ -35,6 +35,8 @@ struct kernel_placement {
 // Opens and checks a file. Writes one line and returns -1 if it is not a whole kernel.
 int kernel_open(struct kernel_image *image, const char *path);
 void kernel_close(struct kernel_image *image);
+// Gives back the memory that holds the file, until it is needed again.
+void kernel_forget_pages(const struct kernel_image *image);
 
 // Copies the kernel and the initrd into memory. Writes one line and returns -1 if they do not fit.
 int kernel_load(const struct kernel_image *image, const struct guest_memory *memory, const uint8_t *initrd,

@@ -331,8 +331,7 @@ static int pack_orders(struct initramfs *fs, const struct pack_request *request,
 	return 0;
 }
 
-// A program named without a slash is looked for as a shell would.
-static int find_program(const char *name, char *resolved)
+int pack_find_program(const char *name, char *resolved)
 {
 	char candidate[PATH_MAX];
 	const char *path = getenv("PATH"), *end;
@@ -381,7 +380,7 @@ int pack_initramfs(struct initramfs *fs, const struct pack_request *request)
 	initramfs_create(fs);
 	pack_skeleton(fs);
 	if (request->arguments) {
-		if (find_program(request->arguments[0], program) < 0 || pack_executable(fs, program, 0) < 0)
+		if (pack_find_program(request->arguments[0], program) < 0 || pack_executable(fs, program, 0) < 0)
 			return -1;
 	} else if (!request->busybox) {
 		vmm_message("no busybox on this host: install busybox-static, or name an --initrd or a --program");

@@ -15,6 +15,10 @@ struct pack_request {
 // Path of a static busybox on this host, or NULL.
 const char *pack_find_busybox(void);
 
+// A program named without a slash is looked for in PATH. resolved has room for PATH_MAX bytes. Writes
+// one line and returns -1 if there is none.
+int pack_find_program(const char *name, char *resolved);
+
 // Builds the archive. Writes one line and returns -1 if something is missing.
 int pack_initramfs(struct initramfs *fs, const struct pack_request *request);
 

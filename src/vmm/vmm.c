@@ -110,6 +110,7 @@ static int run_machines(const struct vmm_config *config, const struct kernel_ima
 	do {
 		again = false;
 		status = machine_create(&machine, config, image, console);
+		kernel_forget_pages(image);
 		if (!status) {
 			machine_start(&machine);
 			console_run(console, &machine);
