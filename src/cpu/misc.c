@@ -79,19 +79,21 @@ static void pusha(struct cpu *cpu, const struct insn *insn)
 	stack_commit(cpu, &stack);
 }
 
+// Registers that were popped before one faults keep their new values, as on AMD's processors; RSP does
+// not move before the last, so the instruction can be restarted.
 static void popa(struct cpu *cpu, const struct insn *insn)
 {
 	unsigned size = insn->operand_size;
 	struct stack stack;
-	u64 value[8];
 
 	stack_current(cpu, &stack);
 	check_alignment(cpu, stack.ss.base + stack.sp, size);
-	for (unsigned i = 0; i < 8; i++)
-		value[i] = stack_pop(cpu, &stack, size);
-	for (unsigned i = 0; i < 8; i++)
-		if (7 - i != RSP)
-			gpr_write(cpu, 7 - i, size, value[i]);
+	for (int reg = RDI; reg >= RAX; reg--) {
+		u64 value = stack_pop(cpu, &stack, size);
+
+		if (reg != RSP)
+			gpr_write(cpu, reg, size, value);
+	}
 	stack_commit(cpu, &stack);
 }
 

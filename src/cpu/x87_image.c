@@ -85,20 +85,27 @@ void x87_fx_load(struct cpu *cpu, const void *image, bool wide)
 	}
 }
 
+static void probe(struct cpu *cpu, u64 linear, unsigned size, bool write)
+{
+	u32 unused;
+
+	if (write)
+		mem_probe_write(cpu, linear, size, ACCESS_WRITE | cpu_access_of_cpl(cpu));
+	else
+		mem_read(cpu, linear, &unused, size, ACCESS_READ | cpu_access_of_cpl(cpu));
+}
+
+// Alignment comes before the segment's limit, and a page fault names the end of the area before its
+// beginning: not defined by the SDM, but what AMD's processors do.
 static u64 fx_area(struct cpu *cpu, const struct insn *insn, bool write)
 {
-	unsigned access = (write ? ACCESS_WRITE : ACCESS_READ) | cpu_access_of_cpl(cpu);
 	u64 linear;
 
 	check_available(cpu);
-	linear = insn_linear(cpu, insn, XSTATE_LEGACY_SIZE, write);
-	if (linear & 15)
+	if (segment_linear_unchecked(cpu, insn->mem_seg, insn_offset(cpu, insn)) & 15)
 		cpu_gp0(cpu);
-	// A page fault names the end of the area first, as on AMD's processors.
-	if (write)
-		mem_probe_write(cpu, linear + XSTATE_LEGACY_SIZE - 1, 1, access);
-	else
-		mem_host(cpu, linear + XSTATE_LEGACY_SIZE - 1, 1, access);
+	linear = insn_linear(cpu, insn, XSTATE_LEGACY_SIZE, write);
+	probe(cpu, linear + XSTATE_LEGACY_SIZE - 1, 1, write);
 	return linear;
 }
 
@@ -255,16 +262,13 @@ static unsigned env_size(const struct insn *insn)
 	return insn->operand_size == 2 ? 14 : 28;
 }
 
-// Address of a whole image; its first byte is checked for everything first.
+// Address of a whole image. Its first field is checked for everything, then its last byte.
 static u64 env_area(struct cpu *cpu, const struct insn *insn, unsigned size, bool write)
 {
-	unsigned access = (write ? ACCESS_WRITE : ACCESS_READ) | cpu_access_of_cpl(cpu);
-	u64 linear = insn_linear(cpu, insn, 1, write);
+	unsigned field = insn->operand_size == 2 ? 2 : 4;
 
-	if (write)
-		mem_probe_write(cpu, linear, 1, access);
-	else
-		mem_host(cpu, linear, 1, access);
+	probe(cpu, insn_linear(cpu, insn, field, write), field, write);
+	probe(cpu, insn_linear(cpu, insn, size, write) + size - 1, 1, write);
 	return insn_linear(cpu, insn, size, write);
 }
 

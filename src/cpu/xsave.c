@@ -169,11 +169,9 @@ static u64 requested(const struct cpu *cpu)
 // Address of the area, aligned, with `size` bytes inside its segment.
 static u64 area(struct cpu *cpu, const struct insn *insn, unsigned size, bool write)
 {
-	u64 linear = insn_linear(cpu, insn, size, write);
-
-	if (linear & 63)
+	if (segment_linear_unchecked(cpu, insn->mem_seg, insn_offset(cpu, insn)) & 63)
 		cpu_gp0(cpu);
-	return linear;
+	return insn_linear(cpu, insn, size, write);
 }
 
 static bool wide_pointers(const struct cpu *cpu, const struct insn *insn)
