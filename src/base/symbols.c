@@ -79,7 +79,7 @@ static int load_map(struct symbol_file *file)
 		*next = 0;
 		errno = 0;
 		address = strtoull(line, &rest, 16);
-		if (errno || rest == line || rest[0] != ' ' || !rest[1] || rest[2] != ' ' || !rest[3]) {
+		if (errno || rest != line + 16 || rest[0] != ' ' || !rest[1] || rest[2] != ' ' || !rest[3]) {
 			errno = EINVAL;
 			return -1;
 		}
@@ -88,9 +88,10 @@ static int load_map(struct symbol_file *file)
 			return -1;
 		line = next + 1;
 	}
+	// Distributions ship a System.map without symbols.
 	if (file->count)
 		return 0;
-	errno = EINVAL;
+	errno = ENODATA;
 	return -1;
 }
 

@@ -6,7 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// Adds a System.map or an ELF file (vmlinux, a program). 0, or -1 with errno (EINVAL: neither).
+// Adds a System.map or an ELF file (vmlinux, a program). 0, or -1 with errno (EINVAL: neither; ENODATA:
+// no symbols in it).
 int symbols_load(const char *path);
 
 // The file which has symbol `name` has it at `address` in the guest: all of its symbols move by the

@@ -244,6 +244,12 @@ static int set_library_options(const struct run_options *options, const struct k
 				vmm_message("%s %s: %s", settings[i].option, settings[i].value, strerror(errno));
 			return -1;
 		}
+	// What is run names itself, if it has symbols: scripts, stripped programs and bzImages do not.
+	if (options->trace) {
+		backend->set_option("symbols", options->kernel);
+		if (options->program)
+			backend->set_option("symbols", options->program[0]);
+	}
 	return 0;
 }
 
