@@ -16,11 +16,6 @@
 #define MAX_FILES 16
 #define MATCH_BYTES 16
 
-struct symbol {
-	uint64_t address, size;
-	const char *name;
-};
-
 struct code {
 	uint64_t address, size;
 	const unsigned char *bytes;
@@ -220,6 +215,21 @@ int symbols_load(const char *path)
 		return -1;
 	}
 	qsort(file.symbols, file.count, sizeof(*file.symbols), by_address);
+	pthread_mutex_lock(&lock);
+	files[file_count++] = file;
+	pthread_mutex_unlock(&lock);
+	return 0;
+}
+
+int symbols_adopt(const char *name, struct symbol *symbols, size_t count)
+{
+	struct symbol_file file = { .name = name, .symbols = symbols, .count = count, .bias_known = true };
+
+	if (file_count == MAX_FILES) {
+		errno = ENOSPC;
+		return -1;
+	}
+	qsort(symbols, count, sizeof(*symbols), by_address);
 	pthread_mutex_lock(&lock);
 	files[file_count++] = file;
 	pthread_mutex_unlock(&lock);

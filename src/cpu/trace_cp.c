@@ -30,12 +30,26 @@ static size_t peek(void *opaque, u64 address, void *data, size_t size)
 	return size;
 }
 
+// A Linux kernel's own table, looked for once, behind code of the kernel.
+static void load_kernel_symbols(struct cpu *cpu, u64 address)
+{
+	static bool tried;
+
+	if (!cpu_64bit(cpu) || __atomic_exchange_n(&tried, true, __ATOMIC_RELAXED))
+		return;
+	kallsyms_load(cpu->lstar ? cpu->lstar : address, peek, cpu);
+}
+
 static void symbolize_default(struct cpu *cpu, u64 address, char *buf, size_t n)
 {
 	// The kernel may have been moved (KASLR); LSTAR says where its entry point is.
 	if (cpu->lstar)
 		symbols_set_anchor("entry_SYSCALL_64", cpu->lstar);
 	symbols_name(address, peek, cpu, buf, n);
+	if (!buf[0] && address >> 63) {
+		load_kernel_symbols(cpu, address);
+		symbols_name(address, peek, cpu, buf, n);
+	}
 }
 
 void (*trace_cp_symbolize)(struct cpu *cpu, u64 address, char *buf, size_t n) = symbolize_default;
