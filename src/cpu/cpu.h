@@ -238,9 +238,10 @@ struct tlb_notes {
 	// that have a bit set: a flush costs what was filled.
 	u64 filled[2][(TLB_ENTRIES + 63) / 64];	// [0] pages of one address space, [1] global pages
 	u64 filled_words[2][(TLB_ENTRIES / 64 + 63) / 64];
-	// Hashes of the regions of large pages that entries were cut from: INVLPG looks for more.
-	u64 large_2m[4], large_1g;
-	bool large_code;
+	// Which large pages entries were cut from, and which of those held code: sets of hashes. INVLPG
+	// has to look for more than one entry there. [lower or upper half of the address space]
+	// [2 MiB or 1 GiB]
+	struct { u64 data[8], code[4]; } large[2][2];
 	u16 ac_entries[TLB_AC_MAX]; // numbers of the first tlb_ac_count entries made under EFLAGS.AC
 	bool protection_keys; // there are entries that depend on PKRU by a key other than 0
 	// Answers of ops->map: [0] for paging structures, [1] for what they map.

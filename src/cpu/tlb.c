@@ -15,6 +15,8 @@
 //   tlb_flush_all(), which follows every change of the memory map.
 #include "cpu/mem.h"
 
+#include <string.h>
+
 // The tables lie behind one another, so that an entry has one number.
 static inline struct tlb_entry *entry_at(struct cpu *cpu, unsigned number)
 {
@@ -32,8 +34,30 @@ static inline unsigned number_of(struct cpu *cpu, const struct tlb_entry *entry)
 AT(tlb_u, 1 << TLB_K_BITS);
 AT(tlb_ssk, 2 * (1 << TLB_K_BITS));
 AT(tlb_ssu, 2 * (1 << TLB_K_BITS) + (1 << TLB_SS_BITS));
+enum { FIRST_CODE = 2 * (1 << TLB_K_BITS) + 2 * (1 << TLB_SS_BITS) };
 AT(tlb_code, 2 * (1 << TLB_K_BITS) + 2 * (1 << TLB_SS_BITS));
 _Static_assert(TLB_K_BITS == TLB_U_BITS, "TLB layout");
+
+// The pages that kernels map large are few and their own; hashing keeps the INVLPG of everybody
+// else's pages cheap.
+enum { LARGE_2M, LARGE_1G };
+
+static u64 large_hash(u64 linear, unsigned kind)
+{
+	return (linear >> (kind == LARGE_1G ? 30 : 21)) * 0x9e3779b97f4a7c15ull;
+}
+
+static bool set_has(const u64 *set, unsigned bit) { return set[bit / 64] >> bit % 64 & 1; }
+static void set_add(u64 *set, unsigned bit) { set[bit / 64] |= 1ull << bit % 64; }
+
+static void note_large(struct cpu *cpu, unsigned number, u64 linear, unsigned kind)
+{
+	u64 hash = large_hash(linear, kind);
+
+	set_add(cpu->tlb_notes.large[linear >> 63][kind].data, hash >> 55);
+	if (number >= FIRST_CODE)
+		set_add(cpu->tlb_notes.large[linear >> 63][kind].code, hash >> 56);
+}
 
 static void note_filled(struct cpu *cpu, unsigned number, u64 linear, u64 gpa)
 {
@@ -42,10 +66,8 @@ static void note_filled(struct cpu *cpu, unsigned number, u64 linear, u64 gpa)
 
 	notes->filled[kind][number / 64] |= 1ull << number % 64;
 	notes->filled_words[kind][number / 64 / 64] |= 1ull << number / 64 % 64;
-	if (gpa & TLB_LARGE_2M)
-		notes->large_2m[linear >> 27 & 3] |= 1ull << (linear >> 21 & 63);
-	if (gpa & TLB_LARGE_1G)
-		notes->large_1g |= 1ull << (linear >> 30 & 63);
+	if (gpa & (TLB_LARGE_2M | TLB_LARGE_1G))
+		note_large(cpu, number, linear, !(gpa & TLB_LARGE_2M));
 	if (gpa & TLB_PROTECTION_KEY)
 		notes->protection_keys = true;
 }
@@ -169,8 +191,6 @@ struct tlb_entry *tlb_fill(struct cpu *cpu, u64 linear, unsigned access, u64 *gp
 		entry->gpa |= TLB_AC;
 		note_ac(cpu, number_of(cpu, entry));
 	}
-	if ((access & ACCESS_FETCH) && walk.page_size > 4096)
-		cpu->tlb_notes.large_code = true;
 	return (access & ACCESS_WRITE) && tag_write == none ? NULL : entry;
 }
 
@@ -225,11 +245,9 @@ void tlb_flush_all(struct cpu *cpu)
 	flush_kind(cpu, 1);
 	for (unsigned i = 0; i < PAGE_CACHE_SIZE; i++)
 		notes->pages[0][i].gpa = notes->pages[1][i].gpa = 1;
-	for (unsigned i = 0; i < 4; i++)
-		notes->large_2m[i] = 0;
-	notes->large_1g = 0;
+	memset(notes->large, 0, sizeof(notes->large));
 	cpu->tlb_ac_count = 0;
-	notes->large_code = notes->protection_keys = false;
+	notes->protection_keys = false;
 	jit_tlb_flushed(cpu, true);
 }
 
@@ -269,7 +287,7 @@ void tlb_flush_page(struct cpu *cpu, u64 linear)
 {
 	struct tlb_notes *notes = &cpu->tlb_notes;
 	u64 page = linear & ~0xfffull;
-	bool large = false;
+	bool code = false;
 
 	flush_page_of(cpu, cpu->tlb_k, TLB_K_BITS, page);
 	flush_page_of(cpu, cpu->tlb_u, TLB_U_BITS, page);
@@ -278,15 +296,15 @@ void tlb_flush_page(struct cpu *cpu, u64 linear)
 	flush_page_of(cpu, cpu->tlb_code[0], TLB_CODE_BITS, page);
 	flush_page_of(cpu, cpu->tlb_code[1], TLB_CODE_BITS, page);
 
-	if (notes->large_2m[linear >> 27 & 3] >> (linear >> 21 & 63) & 1) {
-		flush_large(cpu, linear, 21, TLB_LARGE_2M);
-		large = true;
+	for (unsigned kind = LARGE_2M; kind <= LARGE_1G; kind++) {
+		u64 hash = large_hash(linear, kind);
+
+		if (set_has(notes->large[linear >> 63][kind].data, hash >> 55))
+			flush_large(cpu, linear, kind == LARGE_2M ? 21 : 30,
+				    kind == LARGE_2M ? TLB_LARGE_2M : TLB_LARGE_1G);
+		code |= set_has(notes->large[linear >> 63][kind].code, hash >> 56);
 	}
-	if (notes->large_1g >> (linear >> 30 & 63) & 1) {
-		flush_large(cpu, linear, 30, TLB_LARGE_1G);
-		large = true;
-	}
-	if (large && notes->large_code)
+	if (code)
 		jit_tlb_flushed(cpu, true);
 	else
 		jit_tlb_flushed_page(cpu, linear);
