@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_FILES 16
+#define MAX_FILES 64
 #define MATCH_BYTES 16
 
 struct code {

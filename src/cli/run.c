@@ -237,19 +237,16 @@ static int set_library_options(const struct run_options *options, const struct k
 
 	for (i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
 		if (settings[i].value && backend->set_option(settings[i].name, settings[i].value) < 0) {
-			if (settings[i].value == options->symbols && errno == EINVAL)
+			if (settings[i].value == options->symbols && (errno == EINVAL || errno == ENODATA))
 				vmm_message("%s: no symbols in it; --symbols needs a System.map or a vmlinux with them "
 					    "(Debian's System.map is an empty stand-in)", options->symbols);
 			else
 				vmm_message("%s %s: %s", settings[i].option, settings[i].value, strerror(errno));
 			return -1;
 		}
-	// What is run names itself, if it has symbols: scripts, stripped programs and bzImages do not.
-	if (options->trace) {
+	// A vmlinux or a flat guest names itself; Linux in a bzImage does so out of its own memory.
+	if (options->trace)
 		backend->set_option("symbols", options->kernel);
-		if (options->program)
-			backend->set_option("symbols", options->program[0]);
-	}
 	return 0;
 }
 
