@@ -294,18 +294,6 @@ static int map_initrd(const char *path, struct vmm_config *config)
 	return 0;
 }
 
-// An ELF file that is not Linux has no use for an initrd of ours.
-static bool kernel_may_be_linux(const char *path)
-{
-	unsigned char magic[4] = "";
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, magic, sizeof(magic));
-
-	if (fd >= 0)
-		close(fd);
-	return n != 4 || memcmp(magic, "\177ELF", 4) || strstr(path, "vmlinux");
-}
-
 static int build_initramfs(struct run_options *options, struct initramfs *fs)
 {
 	struct pack_request request = {
@@ -332,6 +320,7 @@ static int build_initramfs(struct run_options *options, struct initramfs *fs)
 static int prepare(struct run_options *options, struct initramfs *fs, char *append, size_t append_size)
 {
 	struct vmm_config *config = &options->config;
+	bool linux_kernel;
 
 	if (!options->kernel) {
 		options->kernel = find_default_kernel();
@@ -340,6 +329,8 @@ static int prepare(struct run_options *options, struct initramfs *fs, char *appe
 		if (!options->program || options->verbose)
 			vmm_message("using %s", options->kernel);
 	}
+	if (vmm_check_kernel(options->kernel, &linux_kernel) < 0)
+		return -1;
 	config->kernel = options->kernel;
 	config->backend = options->device ? kvm_backend_device(options->device) : kvm_backend_library();
 	if (!options->device && set_library_options(options, config->backend) < 0)
@@ -347,7 +338,7 @@ static int prepare(struct run_options *options, struct initramfs *fs, char *appe
 	if (options->initrd) {
 		if (map_initrd(options->initrd, config) < 0)
 			return -1;
-	} else if (options->program || options->shell || kernel_may_be_linux(options->kernel)) {
+	} else if (options->program || options->shell || linux_kernel) {
 		if (build_initramfs(options, fs) < 0)
 			return -1;
 		if (options->program && options->trace)

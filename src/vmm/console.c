@@ -3,7 +3,8 @@
 // milliseconds after its first byte. Input waits in a small queue until the guest listens.
 //
 // The terminal must be given back whatever happens: console_destroy() on the ordinary way, atexit()
-// and a SIGABRT handler on the others.
+// and handlers of deadly signals on the others. The library puts its own handlers before those, and
+// calls them when a fault was not the guest's.
 #include "vmm/console.h"
 
 #include "vmm/devices.h"
@@ -57,26 +58,30 @@ static void terminal_restore(void)
 	}
 }
 
-static void terminal_abort(int signal)
+static void terminal_die(int number)
 {
 	terminal_restore();
-	raise(signal); // SA_RESETHAND: this time with the default action
+	signal(number, SIG_DFL);
+	raise(number);
 }
 
 // Raw input, so that every key goes to the guest. Output processing stays: our own messages and a
 // guest that writes bare newlines look right.
 static bool terminal_set_raw(void)
 {
-	struct sigaction action = { .sa_handler = terminal_abort, .sa_flags = SA_RESETHAND | SA_NODEFER };
+	static const int deadly[] = { SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE };
+	struct sigaction action = { .sa_handler = terminal_die, .sa_flags = SA_NODEFER };
 	struct termios raw;
 	static bool registered;
+	unsigned i;
 
 	// A background process would be stopped for touching the terminal.
 	if (!isatty(STDIN_FILENO) || tcgetpgrp(STDIN_FILENO) != getpgrp() || tcgetattr(STDIN_FILENO, &saved_terminal) < 0)
 		return false;
 	if (!registered) {
 		atexit(terminal_restore);
-		sigaction(SIGABRT, &action, NULL);
+		for (i = 0; i < sizeof(deadly) / sizeof(deadly[0]); i++)
+			sigaction(deadly[i], &action, NULL);
 		registered = true;
 	}
 	raw = saved_terminal;

@@ -229,7 +229,10 @@ void machine_destroy(struct machine *machine)
 
 	machine_stop(machine, MACHINE_USER_QUIT, 0); // unless it has ended already
 	for (i = 0; machine->vcpus && i < machine->vcpu_count; i++)
-		vcpu_join(&machine->vcpus[i]);
+		if (!vcpu_join(&machine->vcpus[i])) {
+			vmm_message("%s: vCPU %u does not stop", machine->kvm->name, i);
+			exit(VMM_EXIT_FAILED); // gives the terminal back
+		}
 	for (i = 0; machine->vcpus && i < machine->vcpu_count; i++)
 		vcpu_destroy(&machine->vcpus[i]);
 	free(machine->vcpus);

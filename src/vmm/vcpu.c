@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #define KICK_SIGNAL (SIGRTMIN + 1)
+#define KICKS_MAX   10000 // about as many milliseconds
 
 #define MSR_MISC_ENABLE      0x1a0
 #define MISC_ENABLE_STRINGS  0x1
@@ -248,13 +249,16 @@ int vcpu_start(struct vcpu *vcpu)
 	return 0;
 }
 
-void vcpu_join(struct vcpu *vcpu)
+bool vcpu_join(struct vcpu *vcpu)
 {
 	const struct timespec pause = { .tv_nsec = 1000000 };
+	unsigned kicks;
 
 	if (!vcpu->thread_started)
-		return;
-	while (!vcpu->thread_ended) {
+		return true;
+	for (kicks = 0; !vcpu->thread_ended; kicks++) {
+		if (kicks == KICKS_MAX)
+			return false;
 		pthread_kill(vcpu->thread, KICK_SIGNAL);
 		if (vcpu->machine->kvm->kick)
 			vcpu->machine->kvm->kick(vcpu->fd);
@@ -262,6 +266,7 @@ void vcpu_join(struct vcpu *vcpu)
 	}
 	pthread_join(vcpu->thread, NULL);
 	vcpu->thread_started = false;
+	return true;
 }
 
 void vcpu_destroy(struct vcpu *vcpu)

@@ -58,6 +58,17 @@ int vmm_parse_size(const char *text, uint64_t *size)
 	return 0;
 }
 
+int vmm_check_kernel(const char *path, bool *linux_kernel)
+{
+	struct kernel_image image;
+
+	if (kernel_open(&image, path) < 0)
+		return -1;
+	*linux_kernel = image.kind == KERNEL_BZIMAGE || image.kind == KERNEL_VMLINUX;
+	kernel_close(&image);
+	return 0;
+}
+
 int vmm_check_cpu(const char *choice)
 {
 	struct cpu_choice parsed;

@@ -42,6 +42,10 @@ int vmm_parse_size(const char *text, uint64_t *size);
 // The list behind `--cpu list`, for this backend.
 int vmm_list_cpus(const struct kvm_backend *backend);
 
+// Checks the kernel file before anything else is done. Writes one line and returns -1 if it is none.
+// *linux_kernel: it takes an initrd and a command line.
+int vmm_check_kernel(const char *path, bool *linux_kernel);
+
 // Checks --cpu before anything else is done. Writes one line and returns -1 if it cannot be parsed.
 int vmm_check_cpu(const char *choice);
 

@@ -74,7 +74,10 @@ wait
 build hang 64
 # shellcheck disable=SC2086
 "$cetkvm" run ${CETKVM_OPTIONS-} --kernel "$scratch/hang.64" </dev/null >"$scratch/out" 2>"$scratch/err" &
-sleep 1
+for _ in $(seq 300); do
+	[ -s "$scratch/out" ] && break
+	sleep 0.1
+done
 kill -TERM $!
 wait $!
 is $? 143 "SIGTERM ends the run with 128+15"

@@ -77,7 +77,11 @@ panic:
 1:	hlt
 	jmp 1b
 
+// Says that it is there, then does nothing for ever.
 hang:
+	mov $0x3f8, %edx
+	mov $'H', %al
+	out %al, %dx
 	cli
 1:	pause
 	jmp 1b

@@ -93,6 +93,15 @@ for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
     check(run.end() == 128 + number, 'status after %s' % number.name, run.process.poll())
     check(run.is_restored(), 'the terminal is as it was after %s' % number.name)
 
+# What a bug in cetkvm itself would look like.
+for number in (signal.SIGSEGV, signal.SIGABRT):
+    run = Run(hang)
+    run.wait_for(run.is_raw)
+    run.wait_for(lambda: b'H' in run.output)
+    run.process.send_signal(number)
+    check(run.end() == -number, 'death by %s' % number.name, run.process.poll())
+    check(run.is_restored(), 'the terminal is as it was after %s' % number.name)
+
 run = Run(guest('triple_fault'))
 check(run.end() == 3, 'status of a crash', run.process.poll())
 check(run.is_restored(), 'the terminal is as it was after a crash')
