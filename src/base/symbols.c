@@ -307,6 +307,9 @@ static const struct symbol *find_symbol(const struct symbol_file *file, uint64_t
 	// Without sizes nothing tells where the last function of a file ends.
 	if (low == file->count && !file->symbols[low - 1].size && address - file->symbols[low - 1].address > 0x10000)
 		return NULL;
+	// Behind a function whose size is known comes something without a name.
+	if (file->symbols[low - 1].size && address - file->symbols[low - 1].address >= file->symbols[low - 1].size)
+		return NULL;
 	return &file->symbols[low - 1];
 }
 

@@ -101,13 +101,27 @@ static unsigned ss_access(unsigned cpl)
 	return ACCESS_SS | (cpl == 3 ? ACCESS_USER : 0);
 }
 
+// SSP may have been moved out of the canonical range; nothing but the access itself checks.
+static void check_canonical(struct cpu *cpu, u64 address)
+{
+	if (__builtin_expect(!cpu_canonical(cpu, address), 0))
+		cpu_gp0(cpu);
+}
+
+static u64 ss_load(struct cpu *cpu, u64 address, unsigned size, unsigned access)
+{
+	check_canonical(cpu, address);
+	return mem_read_n(cpu, address, size, ACCESS_READ | access);
+}
+
 static u64 ss_load8(struct cpu *cpu, u64 address, unsigned access)
 {
-	return mem_read_n(cpu, address, 8, ACCESS_READ | access);
+	return ss_load(cpu, address, 8, access);
 }
 
 static void ss_store(struct cpu *cpu, u64 address, u64 value, unsigned size, unsigned access)
 {
+	check_canonical(cpu, address);
 	mem_write_n(cpu, address, value, size, ACCESS_WRITE | access);
 }
 
@@ -115,7 +129,10 @@ static void ss_store(struct cpu *cpu, u64 address, u64 value, unsigned size, uns
 static bool ss_exchange(struct cpu *cpu, u64 address, u64 expected, u64 desired, unsigned access,
 			u64 *found)
 {
-	u64 old = mem_cmpxchg64(cpu, address, expected, desired, ACCESS_WRITE | access);
+	u64 old;
+
+	check_canonical(cpu, address);
+	old = mem_cmpxchg64(cpu, address, expected, desired, ACCESS_WRITE | access);
 
 	if (found)
 		*found = old;
@@ -146,10 +163,7 @@ u64 cet_pop_check(struct cpu *cpu, u64 expected, unsigned size)
 {
 	u64 ssp = ss_address(cpu, cpu->ssp), found;
 
-	if (size == 8)
-		found = ss_load8(cpu, ssp, ss_access(cpu->cpl));
-	else
-		found = mem_read_n(cpu, ssp, size, ACCESS_READ | ss_access(cpu->cpl));
+	found = ss_load(cpu, ssp, size, ss_access(cpu->cpl));
 	if (found != expected)
 		cet_cp(cpu, CP_NEAR_RET, found, expected);
 	return ss_address(cpu, ssp + size);
@@ -431,9 +445,9 @@ static void cet_incssp(struct cpu *cpu, const struct insn *insn)
 	require_shadow_stack(cpu);
 	ssp = ss_address(cpu, cpu->ssp);
 	// Touching both ends keeps SSP from jumping over a page which is no shadow stack.
-	mem_read_n(cpu, ssp, size, ACCESS_READ | access);
+	ss_load(cpu, ssp, size, access);
 	if (count > 1)
-		mem_read_n(cpu, ss_address(cpu, ssp + (u64)size * (count - 1)), size, ACCESS_READ | access);
+		ss_load(cpu, ss_address(cpu, ssp + (u64)size * (count - 1)), size, access);
 	cpu->ssp = ss_address(cpu, ssp + (u64)size * count);
 }
 
@@ -453,7 +467,7 @@ static void cet_saveprevssp(struct cpu *cpu, const struct insn *insn)
 	if (hole) {
 		if (cpu_64bit(cpu))
 			cpu_gp0(cpu);
-		if (mem_read_n(cpu, ss_address(cpu, ssp), 4, ACCESS_READ | access))
+		if (ss_load(cpu, ss_address(cpu, ssp), 4, access))
 			cpu_gp0(cpu);
 		ssp += 4;
 	}

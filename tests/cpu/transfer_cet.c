@@ -531,6 +531,10 @@ static void reads_and_writes(void)
 	cpu->gpr[RAX] = 2;
 	TRY(execute(incssp));
 	raises(NOTHING, 0, "INCSSP to the end of a page");
+	cpu->ssp = 0x800000000000;
+	TRY(execute(incssp));
+	raises(GP, 0, "INCSSP at an address that is not canonical");
+	cpu->ssp = 0x51000;
 
 	cpu->gpr[RAX] = 0x1122334455667788;
 	cpu->gpr[RBX] = 0x50f00;
