@@ -58,7 +58,6 @@ struct memslot {
 };
 
 struct memory_map {
-	u64 generation;
 	unsigned count;
 	struct memslot slots[]; // sorted by gfn
 };
@@ -130,6 +129,7 @@ struct vm {
 	struct lock lock, slots_lock;
 	struct memory_map *map;
 	u64 sync_generation; // of vm_synchronize()
+	u64 map_changes;
 	struct io_bus *bus;
 	struct vcpu *vcpus[MAX_VCPUS];
 	unsigned vcpu_count; // published last
@@ -193,6 +193,7 @@ struct vcpu {
 	volatile u32 clock_stale;
 	volatile u32 pv_unhalted;
 	u64 synchronized; // vm->sync_generation this vCPU has caught up with
+	u64 map_seen;	  // vm->map_changes
 	u64 timer_deadline;
 
 	u32 mp_state;

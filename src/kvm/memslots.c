@@ -29,6 +29,11 @@ void vcpu_synchronize(struct vcpu *vcpu)
 	if (vcpu->synchronized == generation)
 		return;
 	tlb_flush_all(vcpu->cpu);
+	if (vcpu->map_seen != __atomic_load_n(&vcpu->vm->map_changes, __ATOMIC_SEQ_CST)) {
+		// Guest-physical addresses mean other memory now: translated code goes, too.
+		vcpu->map_seen = __atomic_load_n(&vcpu->vm->map_changes, __ATOMIC_SEQ_CST);
+		cpu_request(vcpu->cpu, REQ_TLB_FLUSH);
+	}
 	__atomic_store_n(&vcpu->synchronized, generation, __ATOMIC_SEQ_CST);
 }
 
@@ -196,7 +201,6 @@ static struct memory_map *replaced(const struct memory_map *old, u32 id, const s
 	if (new)
 		map->slots[n++] = *new;
 	map->count = n;
-	map->generation = old ? old->generation + 1 : 1;
 	return map;
 }
 
@@ -207,6 +211,7 @@ static int publish(struct vm *vm, u32 id, const struct memslot *new)
 	if (!map)
 		return -ENOMEM;
 	__atomic_store_n(&vm->map, map, __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&vm->map_changes, 1, __ATOMIC_SEQ_CST);
 	vm_synchronize(vm);
 	free(old);
 	return 0;

@@ -58,6 +58,13 @@ static bool wants_out(struct vcpu *vcpu)
 }
 
 // ---- interrupts ----
+// User space has an interrupt to inject (KVM_INTERRUPT) and waits until the guest can take it.
+static bool window_requested(const struct vcpu *vcpu)
+{
+	return vcpu->run->request_interrupt_window && vcpu->queued_interrupt < 0 &&
+	       (!vcpu->lapic || !vcpu->vm->chip->pic_and_ioapic);
+}
+
 int ops_interrupt(void *opaque, bool acknowledge)
 {
 	struct vcpu *vcpu = opaque;
@@ -68,6 +75,13 @@ int ops_interrupt(void *opaque, bool acknowledge)
 		if (acknowledge)
 			vcpu->queued_interrupt = -1;
 		return vector;
+	}
+	if (window_requested(vcpu)) {
+		// Asked with `acknowledge` the guest can take one now. Otherwise: look again when it can.
+		if (!acknowledge)
+			return 0;
+		cpu_request(vcpu->cpu, REQ_KICK);
+		return -1;
 	}
 	if (!lapic_in_kernel(vcpu))
 		return -1;
@@ -242,9 +256,7 @@ static long interrupted(struct vcpu *vcpu)
 
 static bool wants_window(struct vcpu *vcpu)
 {
-	return vcpu->run->request_interrupt_window && vcpu->queued_interrupt < 0 &&
-	       (cpu_rflags(vcpu->cpu) & FLAG_IF) && !vcpu->cpu->interrupt_shadow &&
-	       (!vcpu->lapic || !vcpu->vm->chip->pic_and_ioapic);
+	return window_requested(vcpu) && (vcpu->cpu->rflags & FLAG_IF) && !vcpu->cpu->interrupt_shadow;
 }
 
 #define STAY 1
