@@ -590,12 +590,20 @@ static void change_flag(struct translation *t, unsigned op, u32 mask)
 
 static bool sti(struct translation *t)
 {
+	u8 *hole;
+
 	if (MODE_CPL_OF(t->mode) || (t->mode & (MODE_V86 | MODE_SINGLE | MODE_SLOWMEM)) || t->sti_shadow)
 		return false;
 	// The next instruction is executed before an interrupt is taken: it must be in this block.
 	if (next_offset(t) + ZYDIS_MAX_INSTRUCTION_LENGTH > 4096)
 		return false;
 	change_flag(t, 1, FLAG_IF);
+	// An interrupt that waited for this is taken behind the next instruction.
+	e_alu_field_imm(E(t), 7, OFF(irq_wait), 0);
+	hole = e_jcc_hole(E(t), CC_E);
+	e1(E(t), 0xf0);
+	e_alu_field_imm(E(t), 1, OFF(request), REQ_IRQ);
+	e_fill_hole(hole, E(t)->p);
 	t->sti_shadow = true;
 	return true;
 }
