@@ -481,8 +481,15 @@ static bool tracked(struct translation *t)
 
 static void check_call_target(struct cpu *cpu, const struct insn *insn)
 {
-	if (!cpu_canonical(cpu, cpu->temp[1]))
-		cpu_gp0(cpu);
+	u64 sp = cpu->gpr[RSP] - 8;
+
+	if (cpu_canonical(cpu, cpu->temp[1]))
+		return;
+	// The push would fault first, but writes nothing now.
+	if (!cpu_canonical(cpu, sp) || !cpu_canonical(cpu, sp + 7))
+		cpu_raise_error(cpu, VECTOR_SS, 0);
+	mem_probe_write(cpu, sp, 8, ACCESS_WRITE | cpu_access_of_cpl(cpu));
+	cpu_gp0(cpu);
 }
 
 static void branch_indirect(struct translation *t, bool call)
@@ -492,7 +499,7 @@ static void branch_indirect(struct translation *t, bool call)
 
 	indirect_target(t);
 	if (call && MODE_64(t->mode)) {
-		// #GP for the target comes before the push. Bits 63:47 alike: fine, else C looks again.
+		// #GP for the target leaves the stack as it is. Bits 63:47 alike: fine, else C looks again.
 		e4(E(t), 0x2ff8c148); // sar rax, 47
 		e3(E(t), 0x48, 0xff, 0xc0); // inc rax
 		e_alu_imm(E(t), true, 7, H_T1, 1);
