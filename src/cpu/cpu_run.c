@@ -459,8 +459,15 @@ FROM_TRANSLATED u64 jit_c_seg_linear(struct cpu *cpu, u64 record, u64 offset)
 
 static void check_canonical(struct cpu *cpu, const struct mem_record *r, u64 linear)
 {
-	if (!cpu_64bit(cpu) || (cpu_canonical(cpu, linear) && cpu_canonical(cpu, linear + r->size - 1)))
+	if (!cpu_64bit(cpu)) {
+		// A flat segment ends at 4 GiB: nothing wraps around there. Others were checked before.
+		const struct segment *s = &cpu->seg[r->seg];
+
+		if (linear + r->size - 1 <= 0xffffffff || (r->access & ACCESS_SS) || s->base || s->limit != 0xffffffff)
+			return;
+	} else if (cpu_canonical(cpu, linear) && cpu_canonical(cpu, linear + r->size - 1)) {
 		return;
+	}
 	if (r->ss)
 		cpu_raise_error(cpu, VECTOR_SS, 0);
 	cpu_gp0(cpu);

@@ -221,6 +221,8 @@ static void emit_legacy(struct translation *t, struct copy *c)
 		c->rm = c->opcode_reg;
 		c->opcode_reg = -1;
 	}
+	if (map0 && opcode == 0x82) // outside 64-bit mode another encoding of 80
+		opcode = 0x80;
 	if (c->reg >= 0)
 		reg = c->reg;
 	if (c->rm >= 0)
@@ -282,6 +284,22 @@ static void emit_legacy(struct translation *t, struct copy *c)
 		emit_immediates(t);
 }
 
+static bool general_operand(const struct translation *t)
+{
+	switch (t->zi.mnemonic) {
+	case ZYDIS_MNEMONIC_VMOVD: case ZYDIS_MNEMONIC_VCVTSI2SD: case ZYDIS_MNEMONIC_VCVTSI2SS:
+	case ZYDIS_MNEMONIC_VPEXTRD: case ZYDIS_MNEMONIC_VPINSRD:
+		return true; // from or to memory too
+	default:
+		break;
+	}
+	for (unsigned i = 0; i < t->zi.operand_count; i++)
+		if (t->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+		    ZydisRegisterGetClass(t->op[i].reg.value) == ZYDIS_REGCLASS_GPR32)
+			return true;
+	return false;
+}
+
 static void emit_vex(struct translation *t, struct copy *c)
 {
 	const ZydisDecodedInstruction *zi = &t->zi;
@@ -297,6 +315,9 @@ static void emit_vex(struct translation *t, struct copy *c)
 	if (!MODE_64(t->mode)) {
 		reg &= 7;
 		rm &= 7;
+		last |= 0x40; // vvvv[3], inverted
+		if (general_operand(t))
+			last &= 0x7f; // and W is ignored where it would mean a 64-bit general register
 	}
 	if (c->reg >= 0)
 		reg = c->reg;

@@ -462,7 +462,7 @@ static bool add_instruction(struct generator *g, int class)
 	u64 target = 0, t;
 	struct generator before = *g;
 	unsigned ignored_count = p->ignored_count;
-	bool masked = p->masked, compares = p->compares, images = p->images;
+	bool masked = p->masked, compares = p->compares, images = p->images, pops_all = p->pops_all;
 	typeof(p->ignored) ignored;
 	u64 gpr[16];
 
@@ -488,6 +488,8 @@ static bool add_instruction(struct generator *g, int class)
 		goto reject; // whether they fetch a ModRM byte differs
 	if (is_string(&c.insn) && (c.insn.attributes & (ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)))
 		p->compares = true;
+	if (c.insn.mnemonic == ZYDIS_MNEMONIC_POPA || c.insn.mnemonic == ZYDIS_MNEMONIC_POPAD)
+		p->pops_all = true;
 	if (!image_allowed(g, &c, target))
 		goto reject;
 	please(g, &c, target);
@@ -509,6 +511,7 @@ reject:
 	p->masked = masked;
 	p->compares = compares;
 	p->images = images;
+	p->pops_all = pops_all;
 	memcpy(p->state.gpr, gpr, sizeof(gpr));
 	return false;
 }
@@ -608,7 +611,7 @@ void generate(struct program *p, int class, u64 seed, u64 index, bool mode32)
 	p->mode32 = mode32;
 	p->class = class;
 	p->count = p->size = p->ignored_count = 0;
-	p->masked = p->compares = p->images = false;
+	p->masked = p->compares = p->images = p->pops_all = false;
 	p->state.ended = NULL;
 	p->start = CODE_BASE + (chance(&g.rng, 80) ? below(&g.rng, 3900) :
 				chance(&g.rng, 80) ? 4096 - below(&g.rng, 60) : CODE_SIZE - below(&g.rng, 60));
