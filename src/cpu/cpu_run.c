@@ -443,6 +443,21 @@ FROM_TRANSLATED u64 jit_c_lookup_indirect(struct cpu *cpu, u64 site, u64 rip)
 	return go_on(cpu);
 }
 
+// What comes before any fault of the memory operand: an x87 exception that is pending.
+static void check_x87_pending(struct cpu *cpu, const struct mem_record *r)
+{
+	u16 status;
+
+	if (!r->x87 || !(cpu->cr0 & CR0_NE))
+		return;
+	if (cpu->fpu_loaded)
+		__asm__ volatile("fnstsw %0" : "=m"(status));
+	else
+		status = fpu_get16(cpu, FX_FSW);
+	if (status & 0x80)
+		cpu_raise(cpu, VECTOR_MF);
+}
+
 FROM_TRANSLATED u64 jit_c_seg_linear(struct cpu *cpu, u64 record, u64 offset)
 {
 	const struct mem_record *r = &cpu->jit->mems[record];
@@ -452,6 +467,7 @@ FROM_TRANSLATED u64 jit_c_seg_linear(struct cpu *cpu, u64 record, u64 offset)
 
 	ENTER_C(cpu);
 	locate(cpu, r->page_offset, r->length);
+	check_x87_pending(cpu, r);
 	linear = insn_linear(cpu, &insn, r->size, r->access & ACCESS_WRITE);
 	LEAVE_C(cpu);
 	return linear;
@@ -471,21 +487,6 @@ static void check_canonical(struct cpu *cpu, const struct mem_record *r, u64 lin
 	if (r->ss)
 		cpu_raise_error(cpu, VECTOR_SS, 0);
 	cpu_gp0(cpu);
-}
-
-// What comes before any fault of the memory operand: an x87 exception that is pending.
-static void check_x87_pending(struct cpu *cpu, const struct mem_record *r)
-{
-	u16 status;
-
-	if (!r->x87 || !(cpu->cr0 & CR0_NE))
-		return;
-	if (cpu->fpu_loaded)
-		__asm__ volatile("fnstsw %0" : "=m"(status));
-	else
-		status = fpu_get16(cpu, FX_FSW);
-	if (status & 0x80)
-		cpu_raise(cpu, VECTOR_MF);
 }
 
 // Alignment comes before paging, and before a stack address that is not canonical.

@@ -172,11 +172,22 @@ static void place_operands(struct translation *t, struct copy *c)
 	}
 }
 
+// A register number in bits 7:4 of an immediate: bit 7 is ignored outside 64-bit mode.
+static u8 immediate_mask(const struct translation *t)
+{
+	for (unsigned i = 0; i < t->zi.operand_count && !MODE_64(t->mode); i++)
+		if (t->op[i].encoding == ZYDIS_OPERAND_ENCODING_IS4)
+			return 0x7f;
+	return 0xff;
+}
+
 static void emit_immediates(struct translation *t)
 {
+	u8 mask = immediate_mask(t);
+
 	for (unsigned i = 0; i < 2; i++)
 		for (unsigned n = 0; n < t->zi.raw.imm[i].size / 8u; n++)
-			e1(&t->e, t->bytes[t->zi.raw.imm[i].offset + n]);
+			e1(&t->e, t->bytes[t->zi.raw.imm[i].offset + n] & mask);
 }
 
 static void emit_modrm(struct translation *t, struct copy *c, unsigned reg, unsigned rm)
@@ -300,6 +311,16 @@ static bool general_operand(const struct translation *t)
 	return false;
 }
 
+// VZEROUPPER and VZEROALL outside 64-bit mode leave registers 8 to 15 alone.
+static void emit_vzero_low(struct emit *e, bool all)
+{
+	for (unsigned i = 0; i < 8; i++)
+		if (all)
+			e4(e, 0x00ef81c5 | (~i & 15) << 11 | (0xc0u | i << 3 | i) << 24); // vpxor xi, xi, xi
+		else
+			e4(e, 0x006ff9c5 | (0xc0u | i << 3 | i) << 24); // vmovdqa xi, xi
+}
+
 static void emit_vex(struct translation *t, struct copy *c)
 {
 	const ZydisDecodedInstruction *zi = &t->zi;
@@ -311,6 +332,10 @@ static void emit_vex(struct translation *t, struct copy *c)
 	bool r = !(vex[1] & 0x80), b = !two && !(vex[1] & 0x20);
 	unsigned reg = zi->raw.modrm.reg | r << 3, rm = zi->raw.modrm.rm | b << 3;
 
+	if (zi->opcode == 0x77 && map == 1 && !MODE_64(t->mode)) {
+		emit_vzero_low(e, last & 4);
+		return;
+	}
 	// Outside 64-bit mode the extension bits are ignored or part of the opcode test.
 	if (!MODE_64(t->mode)) {
 		reg &= 7;

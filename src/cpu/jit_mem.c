@@ -81,12 +81,25 @@ static bool segment_flat(struct translation *t, unsigned seg)
 	return seg != SEG_CS && (t->mode & bit[seg]);
 }
 
+static bool waits_for_x87(const struct translation *t)
+{
+	const ZydisDecodedInstruction *zi = &t->zi;
+
+	if (zi->mnemonic == ZYDIS_MNEMONIC_FNSTCW || zi->mnemonic == ZYDIS_MNEMONIC_FNSTSW)
+		return false;
+	for (unsigned i = 0; i < zi->operand_count; i++)
+		if (t->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+		    ZydisRegisterGetClass(t->op[i].reg.value) == ZYDIS_REGCLASS_MMX)
+			return true;
+	return zi->meta.isa_ext == ZYDIS_ISA_EXT_X87 || zi->mnemonic == ZYDIS_MNEMONIC_FISTTP;
+}
+
 u32 tr_mem_record(struct translation *t, unsigned access, unsigned size, unsigned seg)
 {
 	struct mem_record *r = &t->jit->mems[t->jit->mem_count];
 
 	*r = (struct mem_record){ .page_offset = t->page_offset, .length = t->zi.length, .size = size,
-				  .access = access, .seg = seg, .ss = seg == SEG_SS };
+				  .access = access, .seg = seg, .ss = seg == SEG_SS, .x87 = waits_for_x87(t) };
 	return t->jit->mem_count++;
 }
 
@@ -231,19 +244,6 @@ static void stack_miss(struct translation *t, struct cold *c)
 	slow_call(t, tag, c->record, c->back);
 }
 
-static bool waits_for_x87(const struct translation *t)
-{
-	const ZydisDecodedInstruction *zi = &t->zi;
-
-	if (zi->mnemonic == ZYDIS_MNEMONIC_FNSTCW || zi->mnemonic == ZYDIS_MNEMONIC_FNSTSW)
-		return false;
-	for (unsigned i = 0; i < zi->operand_count; i++)
-		if (t->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-		    ZydisRegisterGetClass(t->op[i].reg.value) == ZYDIS_REGCLASS_MMX)
-			return true;
-	return zi->meta.isa_ext == ZYDIS_ISA_EXT_X87 || zi->mnemonic == ZYDIS_MNEMONIC_FISTTP;
-}
-
 void tr_access(struct translation *t, unsigned access, unsigned size, unsigned seg)
 {
 	struct emit *e = &t->e;
@@ -266,7 +266,6 @@ void tr_access(struct translation *t, unsigned access, unsigned size, unsigned s
 	u32 record = tr_mem_record(t, access, size, seg);
 
 	t->jit->mems[record].align = t->alignment;
-	t->jit->mems[record].x87 = waits_for_x87(t);
 	t->alignment = 0;
 
 	t->flags = FLAGS_MEM;

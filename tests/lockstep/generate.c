@@ -230,7 +230,8 @@ static bool solve_memory(struct generator *g, struct candidate *c, const ZydisDe
 			return true; // stored, not read
 	}
 	*target = effective_address(g, c, op, op->mem.disp.value);
-	return true;
+	// Many bytes across 4 GiB: processors check and access them in different order.
+	return !(g->p->mode32 && (op->size > 128 || c->insn.mnemonic == ZYDIS_MNEMONIC_BOUND) && *target > 0xfffff000);
 }
 
 // Values that keep instructions with stern demands from faulting nearly always.
