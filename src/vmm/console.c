@@ -250,6 +250,8 @@ void console_run(struct console *console, struct machine *machine)
 	uint64_t count;
 
 	console->held = console->own_init;
+	if (!console->input_open)
+		console_end_of_input(console); // a rebooted guest has to learn it too
 	while (machine->end == MACHINE_RUNNING) {
 		wait[WAIT_INPUT].fd =
 			console->input_open && console->input_count < INPUT_SIZE - 3 ? STDIN_FILENO : -1;
