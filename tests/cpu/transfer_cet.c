@@ -294,6 +294,17 @@ static void far_calls(void)
 	raises(NOTHING, 0, "RETF");
 	is(cpu->ssp, KERNEL_SS - 0x40, "SSP again");
 	is(get(KERNEL_SS - 0x40, 8), (KERNEL_SS - 0x40) | 1, "RETF on the same level frees no token");
+	// Nor when the frame says that shadow stacks were switched; IRET would.
+	TRY(execute(call));
+	put(frame, KERNEL_SS - 0x80, 8);
+	cpu->next_rip = HANDLER + 3;
+	TRY(execute(INSN(RET, 8)));
+	raises(NOTHING, 0, "RETF to another shadow stack");
+	is(cpu->ssp, KERNEL_SS - 0x80, "SSP out of the frame");
+	is(get(KERNEL_SS - 0x40, 8), (KERNEL_SS - 0x40) | 1, "still no token freed");
+	cpu->ssp = KERNEL_SS - 0x40;
+	cpu->rip = 0x12340;
+	cpu->next_rip = 0x12343;
 	TRY(execute(call));
 	put(frame + 8, 0x12347, 8);
 	TRY(execute(INSN(RET, 8)));
@@ -368,6 +379,9 @@ static void system_calls(void)
 	is(get(KERNEL_SS - 8, 8), KERNEL_SS - 8, "token free");
 	TRY(execute(INSN(CLRSSBSY, 4, .op = { { .kind = OPERAND_MEM } }, .mem_disp = KERNEL_SS - 8, .mem_seg = SEG_DS)));
 	ok(cpu_rflags(cpu) & FLAG_CF, "CF set: it was not");
+	cpu->ssp = 0x1230;
+	TRY(execute(INSN(CLRSSBSY, 4, .op = { { .kind = OPERAND_MEM } }, .mem_disp = KERNEL_SS - 8, .mem_seg = SEG_DS)));
+	is(cpu->ssp, 0, "SSP becomes 0 all the same");
 	TRY(execute(INSN(SYSRET, 8)));
 	raises(NOTHING, 0, "SYSRET");
 	is(cpu->ssp, USER_SS - 0x40, "SSP is PL3_SSP");
@@ -531,6 +545,9 @@ static void reads_and_writes(void)
 	cpu->gpr[RAX] = 2;
 	TRY(execute(incssp));
 	raises(NOTHING, 0, "INCSSP to the end of a page");
+	cpu->ssp = 0x54000 - 8;
+	TRY(execute(incssp));
+	raises(PF, PF_P | PF_U | PF_SS, "INCSSP by 2, the second element in another page");
 	cpu->ssp = 0x800000000000;
 	TRY(execute(incssp));
 	raises(GP, 0, "INCSSP at an address that is not canonical");
