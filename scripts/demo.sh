@@ -26,7 +26,7 @@ failed=0
 say "1. A processor without CET"
 echo "demo/overwrite.c copies 64 bytes into a buffer of 32, over its own return address. Debian's"
 echo "$(sed 's/linux-image-//; s/-unsigned//' "$kernel/package") kernel boots on cetkvm, with CET left out of the processor, and runs it."
-run "$cetkvm" run --kernel "$kernel/vmlinuz" --append "console=ttyS0 quiet" --cpu max,-shstk,-ibt \
+run "$cetkvm" run --kernel "$kernel/vmlinuz" --append "console=ttyS0 quiet" --cpu sapphirerapids,-shstk,-ibt \
 	--program "$build/demo/overwrite"
 status=$?
 if [ $status = 66 ]; then

@@ -9,7 +9,7 @@ set -euo pipefail
 
 out=$cache/selftests
 lock selftests
-if [ ! -e "$out/done" ]; then
+if [ ! -e "$out/done-2" ]; then
 	for command in gcc make rsync flex bison; do
 		command -v $command >/dev/null || die "needs $command (scripts/setup.sh check)"
 	done
@@ -25,6 +25,7 @@ if [ ! -e "$out/done" ]; then
 	tar xJf "$cache"/selftests.package/usr/src/linux-source-6.12.tar.xz -C "$tree" \
 		--strip-components=1 --wildcards 'linux-source-6.12/Makefile' 'linux-source-6.12/Kbuild' \
 		'linux-source-6.12/Kconfig' 'linux-source-6.12/scripts' 'linux-source-6.12/include/uapi' \
+		'linux-source-6.12/include/linux/userfaultfd_k.h' \
 		'linux-source-6.12/arch/x86' 'linux-source-6.12/usr' 'linux-source-6.12/tools/include' \
 		'linux-source-6.12/tools/arch/x86/include' 'linux-source-6.12/tools/testing/selftests/*.*' \
 		'linux-source-6.12/tools/testing/selftests/x86'
@@ -34,7 +35,17 @@ if [ ! -e "$out/done" ]; then
 	make -C "$tree/tools/testing/selftests/x86" -k KHDR_INCLUDES="-isystem $tree/usr/include" \
 		OUTPUT="$out" >>"$out/build.log" 2>&1 ||
 		die "the selftests do not build, see $out/build.log"
+	# Where the kernel refuses userfaultfd on shadow stacks, test_shadow_stack stops at that check with
+	# a failure. The same program without it shows the rest.
+	if grep -q VM_SHADOW_STACK "$tree/include/linux/userfaultfd_k.h"; then
+		touch "$out/uffd-refuses-shadow-stacks"
+	fi
+	sed 's/if (test_userfaultfd())/if (0 \&\& test_userfaultfd())/' \
+		"$tree/tools/testing/selftests/x86/test_shadow_stack.c" >"$tree/rest.c"
+	gcc -O2 -w -pthread -isystem "$tree/usr/include" -I"$tree/tools/testing/selftests/x86" \
+		-o "$out/test_shadow_stack_rest_64" "$tree/rest.c" >>"$out/build.log" 2>&1 ||
+		die "test_shadow_stack does not build, see $out/build.log"
 	rm -rf "$tree"
-	touch "$out/done"
+	touch "$out/done-2"
 fi
 echo "$out"
