@@ -193,7 +193,7 @@ static bool translate_waiting(struct translation *t, bool decoded)
 	return true;
 }
 
-static void init_decoder(ZydisDecoder *decoder, u32 mode)
+static void init_decoder(ZydisDecoder *decoder, struct cpu *cpu, u32 mode)
 {
 	switch (mode & MODE_SIZE) {
 	case 2:
@@ -209,6 +209,11 @@ static void init_decoder(ZydisDecoder *decoder, u32 mode)
 		break;
 	}
 	ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
+	// Without the features these are BSF and BSR with a prefix that means nothing.
+	if (!guest_has(cpu, FEATURE_BMI1))
+		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_TZCNT, ZYAN_FALSE);
+	if (!guest_has(cpu, FEATURE_ABM))
+		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_LZCNT, ZYAN_FALSE);
 }
 
 struct fetch {
@@ -292,7 +297,7 @@ struct block *jit_translate(struct cpu *cpu, u8 *page, u64 gpa, u32 mode)
 	ZyanStatus status;
 	struct fetch f;
 
-	init_decoder(&decoder, mode);
+	init_decoder(&decoder, cpu, mode);
 	jit_page_gets_code(cpu, gpa);
 	// A first instruction that crosses the page needs the next page, whose fetch may fault: find out
 	// before anything is allocated.
