@@ -47,7 +47,7 @@ static const u16 emulated[] = {
 	FEATURE_FXSR, FEATURE_SSE, FEATURE_SSE2, FEATURE_HTT, FEATURE_SS,
 	FEATURE_PCID, FEATURE_X2APIC, FEATURE_TSC_DEADLINE, FEATURE_XSAVE, FEATURE_HYPERVISOR,
 	FEATURE_FSGSBASE, FEATURE_TSC_ADJUST, FEATURE_SMEP, FEATURE_ERMS, FEATURE_INVPCID,
-	FEATURE_SMAP, FEATURE_UMIP, FEATURE_PKU, FEATURE_SHSTK, FEATURE_RDPID,
+	FEATURE_SMAP, FEATURE_UMIP, FEATURE_PKU, FEATURE_SHSTK, FEATURE_LA57, FEATURE_RDPID,
 	FEATURE_SERIALIZE, FEATURE_IBT, FEATURE_SPEC_CTRL, FEATURE_STIBP, FEATURE_ARCH_CAPABILITIES,
 	FEATURE_SSBD, FEATURE_SYSCALL, FEATURE_NX, FEATURE_PDPE1GB, FEATURE_RDTSCP, FEATURE_LM,
 	FEATURE_LAHF_LM, FEATURE_PREFETCHW, FEATURE_XSAVEOPT, FEATURE_XSAVEC, FEATURE_XGETBV1,
@@ -71,8 +71,8 @@ static const u16 executed_avx512[] = {
 	FEATURE_AVX512VL, FEATURE_AVX512_VBMI, FEATURE_AVX512_VBMI2, FEATURE_AVX512_VNNI,
 	FEATURE_AVX512_BITALG, FEATURE_AVX512_VPOPCNTDQ, FEATURE_AVX512_BF16, FEATURE_AVX512_FP16,
 };
-// A guest gets these only if its owner asks for them: they cost speed.
-static const u16 on_request[] = { FEATURE_LA57, FEATURE_FSRM };
+// Work, but are not offered: a guest that believes them is slower for it.
+static const u16 on_request[] = { FEATURE_FSRM };
 
 // What the host is, read once.
 static struct host {
@@ -289,8 +289,11 @@ static void add_extended(struct list *list, bool amd)
 	regs[EAX] = CPUID_PHYS_BITS | 48 << 8;
 	offered_words(0x80000008, 0, regs);
 	add(list, 0x80000008, 0, false, regs);
-	if (amd) // LFENCE serializes, a null selector clears the base
-		add(list, 0x80000021, 0, false, (u32[]){ 1u << 2 | 1u << 6, 0, 0, 0 });
+	if (amd) // Translated returns are no speculation targets of the guest's, nor its buffers shared.
+		add(list, 0x80000021, 0, false,
+		    (u32[]){ 1u << 2 /* LFENCE serializes */ | 1u << 6 /* null selector clears base */ |
+				     1u << 29 /* SRSO_NO */,
+			     0, 1u << 1 | 1u << 2 | 1u << 7 /* TSA_SQ_NO, L1_NO, FILL_NO */, 0 });
 }
 
 unsigned cpuid_supported(struct cpu_cpuid_entry *entries, unsigned max)

@@ -94,6 +94,7 @@ _Static_assert(SLOT_COUNT <= sizeof(((struct cpu *)0)->msr_values) / sizeof(u64)
 #define UCODE_REV_RESET (1ull << 32) // revision 1
 #define MTRR_CAP_VALUE (MTRR_VARIABLE | 1u << 8 /* fixed */ | 1u << 10 /* WC */)
 #define MCG_CTL_P (1ull << 8)
+#define HWCR_TSC_FREQ_SEL (1ull << 24) // the TSC counts at the nominal frequency
 #define DE_CFG_LFENCE_SERIALIZE (1ull << 1)
 
 // ---- values ----
@@ -424,7 +425,7 @@ static const struct msr_row rows[] = {
 	{ MSR_KERNEL_GS_BASE, 1, LISTED, F(LM), FIELD(kernel_gs_base), 0, valid_canonical, 0, 0 },
 	{ MSR_TSC_AUX, 1, LISTED, F2(RDTSCP, RDPID), FIELD(tsc_aux), HIGH32, 0, 0, 0 },
 	ZERO(0xc0010010, 1), // SYSCFG
-	{ 0xc0010015, 1, 0, { 0 }, SLOT(HWCR), ~((1ull << 24) | 0x1fffull), 0, 0, 0 },
+	{ 0xc0010015, 1, 0, { 0 }, SLOT(HWCR), ~(HWCR_TSC_FREQ_SEL | 0x1fffull), 0, 0, 0 },
 	ZERO(0xc001001f, 2), // NB_CFG, PATCH_LOADER
 	ZERO(0xc0010055, 1), // INT_PENDING_MSG
 	ZERO(0xc0010058, 1), // MMIO_CONF_BASE
@@ -599,6 +600,7 @@ void msr_reset(struct cpu *cpu)
 	memset(cpu->msr_values, 0, sizeof(cpu->msr_values));
 	for (unsigned i = 0; i < sizeof(features) / sizeof(features[0]); i++)
 		cpu_feature_msr(features[i], home(cpu, find(features[i]), features[i]));
+	cpu->msr_values[SLOT_HWCR] = HWCR_TSC_FREQ_SEL;
 	cpu->msr_values[SLOT_MCG_CAP] = MCE_BANKS;
 	for (unsigned i = 0; i < MCE_BANKS; i++)
 		cpu->msr_values[SLOT_MCE_BANK + 4 * i] = ALL;

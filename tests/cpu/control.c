@@ -91,7 +91,12 @@ static void cr4(void)
 	is(cpu_set_cr3(cpu, PML4 | 1ull << cpu->phys_bits, BY_GUEST), BAD, "CR3 beyond the physical address");
 	cpu_set_cr4(cpu, cpu->cr4 & ~(u64)CR4_PCIDE, BY_GUEST);
 	is(cpu_set_cr3(cpu, PML4 | 1ull << 63, BY_GUEST), BAD, "bit 63 without PCIDE");
-	is(cpu_set_cr4(cpu, cpu->cr4 ^ CR4_LA57, BY_GUEST), BAD, "LA57 that was not asked for");
+	is(cpu_set_cr4(cpu, cpu->cr4 ^ CR4_LA57, BY_GUEST), BAD, "LA57 cannot change in long mode");
+	fixture_reset();
+	is(cpu_set_cr4(cpu, CR4_LA57, BY_GUEST), 0, "outside it can");
+	is(cpu->linear_bits, 57, "and addresses have 57 bits");
+	fixture_without(FEATURE_LA57);
+	is(cpu_set_cr4(cpu, CR4_LA57, BY_GUEST), BAD, "without the feature it cannot");
 }
 
 static void efer(void)

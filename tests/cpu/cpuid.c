@@ -35,7 +35,7 @@ static void offered(void)
 	ok(entry(7, 0)->ecx >> 3 & 1, "so is PKU");
 	ok(entry(1, 0)->ecx >> 31, "a hypervisor is there");
 	ok(!(entry(1, 0)->ecx >> 5 & 1) && !(entry(0x80000001, 0)->ecx >> 2 & 1), "neither VMX nor SVM");
-	ok(!(entry(7, 0)->ecx >> 16 & 1), "LA57 only on request");
+	ok(entry(7, 0)->ecx >> 16 & 1, "so is LA57");
 	ok(entry(0x80000007, 0)->edx >> 8 & 1, "invariant TSC");
 	is(entry(0x40000000, 0)->ebx, 0x4b4d564b, "KVM's signature");
 	__cpuid_count(7, 0, eax, ebx, ecx, edx);
@@ -110,7 +110,7 @@ static void guest(void)
 
 	entry(7, 0)->ebx |= 1u << 14; // MPX
 	entry(1, 0)->ecx |= 1u << 5;  // VMX
-	entry(7, 0)->ecx |= 1u << 16; // LA57
+	entry(7, 0)->edx |= 1u << 4;  // FSRM
 	entry(7, 0)->edx |= 1u << 24; // AMX
 	entry(0xd, 0)->eax |= 0x60018;
 	entry(0xd, 1)->ecx |= 1u << 8;
@@ -118,7 +118,7 @@ static void guest(void)
 	ok(!guest_has(cpu, FEATURE_AMX_TILE), "and does not get it");
 	is(cpu->xcr0_supported & 0x60018, 0, "nor the state");
 	is(cpu->xss_supported, 0x1800, "nor the supervisor state");
-	ok(guest_has(cpu, FEATURE_LA57), "LA57 is there on request");
+	ok(guest_has(cpu, FEATURE_FSRM), "unless it works and is just not offered");
 	is(cpuid_set(cpu, entries, CPU_MAX_CPUID + 1), (u64)-E2BIG, "too many entries");
 	entry(0xd, 0)->eax &= ~4u;
 	cpuid_set(cpu, entries, count);
