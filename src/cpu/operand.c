@@ -72,6 +72,17 @@ u64 insn_linear(struct cpu *cpu, const struct insn *insn, unsigned size, bool wr
 	return segment_linear(cpu, insn->mem_seg, insn_offset(cpu, insn), size, write);
 }
 
+void insn_check_aligned(struct cpu *cpu, const struct insn *insn, unsigned size)
+{
+	u64 offset = insn_offset(cpu, insn);
+
+	if (!(segment_linear_unchecked(cpu, insn->mem_seg, offset) & (size - 1)))
+		return;
+	if (cpu_64bit(cpu))
+		segment_linear(cpu, insn->mem_seg, offset, 1, false);
+	cpu_gp0(cpu);
+}
+
 u64 insn_read(struct cpu *cpu, const struct insn *insn, unsigned n)
 {
 	const struct operand *op = &insn->op[n];

@@ -31,6 +31,10 @@ static inline void check_alignment(struct cpu *cpu, u64 linear, unsigned size)
 		cpu_raise_error(cpu, VECTOR_AC, 0);
 }
 
+// Raises #GP(0) unless the memory operand is aligned to `size`. Comes before the segment's limit, but
+// behind the check for a canonical address.
+void insn_check_aligned(struct cpu *cpu, const struct insn *insn, unsigned size);
+
 // Offset of the memory operand in its segment, truncated to the address size.
 u64 insn_offset(struct cpu *cpu, const struct insn *insn);
 

@@ -95,18 +95,16 @@ static void probe(struct cpu *cpu, u64 linear, unsigned size, bool write)
 		mem_read(cpu, linear, &unused, size, ACCESS_READ | cpu_access_of_cpl(cpu));
 }
 
-// Alignment comes before the segment's limit, and a page fault names the end of the area before its
-// beginning: not defined by the SDM, but what AMD's processors do.
+// The last byte is checked for everything before the rest: not defined by the SDM, but what AMD's
+// processors do.
 static u64 fx_area(struct cpu *cpu, const struct insn *insn, bool write)
 {
-	u64 linear;
+	u64 end = address_truncate(insn_offset(cpu, insn) + XSTATE_LEGACY_SIZE - 1, insn->address_size);
 
 	check_available(cpu);
-	if (segment_linear_unchecked(cpu, insn->mem_seg, insn_offset(cpu, insn)) & 15)
-		cpu_gp0(cpu);
-	linear = insn_linear(cpu, insn, XSTATE_LEGACY_SIZE, write);
-	probe(cpu, linear + XSTATE_LEGACY_SIZE - 1, 1, write);
-	return linear;
+	insn_check_aligned(cpu, insn, 16);
+	probe(cpu, segment_linear(cpu, insn->mem_seg, end, 1, write), 1, write);
+	return insn_linear(cpu, insn, XSTATE_LEGACY_SIZE, write);
 }
 
 static bool wide_pointers(const struct cpu *cpu, const struct insn *insn)

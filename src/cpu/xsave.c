@@ -169,8 +169,7 @@ static u64 requested(const struct cpu *cpu)
 // Address of the area, aligned, with `size` bytes inside its segment.
 static u64 area(struct cpu *cpu, const struct insn *insn, unsigned size, bool write)
 {
-	if (segment_linear_unchecked(cpu, insn->mem_seg, insn_offset(cpu, insn)) & 63)
-		cpu_gp0(cpu);
+	insn_check_aligned(cpu, insn, 64);
 	return insn_linear(cpu, insn, size, write);
 }
 
