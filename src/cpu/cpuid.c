@@ -385,6 +385,9 @@ static void draw_conclusions(struct cpu *cpu)
 	for (unsigned i = 0; i < WORD_COUNT; i++) {
 		entry = cpuid_find(cpu, words[i].function, words[i].index);
 		cpu->features[i] = entry ? reg_of(entry, words[i].reg) & h->allowed[i] : 0;
+		// Before KVM_SET_CPUID2 a processor does all it can, though it enumerates nothing.
+		if (!cpu->cpuid_count)
+			cpu->features[i] = h->offered[i];
 	}
 	cpu->phys_bits = guest_has(cpu, FEATURE_PAE) ? 36 : 32;
 	entry = cpuid_find(cpu, 0x80000008, 0);

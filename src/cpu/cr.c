@@ -143,15 +143,21 @@ int cpu_set_cr4(struct cpu *cpu, u64 value, enum who who)
 	return 0;
 }
 
+// The host may restore what any guest here can have, the guest's CPUID or not.
+static bool may_have(const struct cpu *cpu, unsigned feature, enum who who)
+{
+	return who == BY_HOST ? cpuid_offers(feature) : guest_has(cpu, feature);
+}
+
 int cpu_set_efer(struct cpu *cpu, u64 value, enum who who)
 {
 	u64 valid = 0, changed;
 
-	if (guest_has(cpu, FEATURE_SYSCALL))
+	if (may_have(cpu, FEATURE_SYSCALL, who))
 		valid |= EFER_SCE;
-	if (guest_has(cpu, FEATURE_LM))
+	if (may_have(cpu, FEATURE_LM, who))
 		valid |= EFER_SCE | EFER_LME | EFER_LMA;
-	if (guest_has(cpu, FEATURE_NX))
+	if (may_have(cpu, FEATURE_NX, who))
 		valid |= EFER_NX;
 	if (value & ~valid)
 		return -EINVAL;

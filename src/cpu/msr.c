@@ -214,7 +214,10 @@ static bool valid_spec_ctrl(const struct cpu *cpu, u32 index, u64 value, enum wh
 
 static bool valid_mcg_ctl(const struct cpu *cpu, u32 index, u64 value, enum who who)
 {
-	return (cpu->msr_values[SLOT_MCG_CAP] & MCG_CTL_P) && (value == 0 || value == ALL);
+	// Without the register the host may still restore its 0.
+	if (!(cpu->msr_values[SLOT_MCG_CAP] & MCG_CTL_P))
+		return who == BY_HOST && value == 0;
+	return value == 0 || value == ALL;
 }
 
 static bool valid_mce_bank(const struct cpu *cpu, u32 index, u64 value, enum who who)
