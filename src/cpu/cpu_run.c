@@ -540,6 +540,8 @@ FROM_TRANSLATED u64 jit_c_slow_begin(struct cpu *cpu, u64 record, u64 linear)
 		jit->debug_bits |= debug_data_match(cpu, linear, r->size, access & ACCESS_WRITE ? DEBUG_WRITE : DEBUG_READ);
 	if (access & ACCESS_WRITE)
 		mem_probe_write(cpu, linear, r->size, access);
+	if (r->locked && (linear & 0xfff) + r->size > 4096)
+		jit_split_lock(jit);
 	// An x87 store that raises an unmasked exception writes nothing: let it leave what is there.
 	if (!(access & ACCESS_WRITE) || (r->access & 0x100) || r->x87)
 		mem_read(cpu, linear, buffer, r->size, access & ~(unsigned)ACCESS_WRITE);
@@ -572,6 +574,7 @@ FROM_TRANSLATED u64 jit_c_slow_end(struct cpu *cpu, u64 record)
 	memcpy(cpu->gpr, jit->saved_gpr, sizeof(gpr));
 	cpu->arith = jit->saved_arith;
 	mem_write(cpu, s->linear, s->buffer + (s->linear & 63), r->size, r->access & 0xff);
+	jit_split_unlock(jit);
 	memcpy(cpu->gpr, gpr, sizeof(gpr));
 	cpu->arith = arith;
 	LEAVE_C(cpu);

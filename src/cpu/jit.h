@@ -75,6 +75,7 @@ struct mem_record {
 	u8 size;
 	u16 access; // enum access
 	u8 ss;	    // #SS rather than #GP when not canonical
+	bool locked;
 	bool x87;   // a waiting x87 or MMX instruction: a pending #MF comes before its memory operand
 	u8 align;   // #GP unless the address is a multiple of it; 0: it may be any
 	u8 seg;
@@ -128,6 +129,7 @@ struct jit {
 		*slow_begin, *slow_end, *seg_linear, *host_fault;
 
 	// Slow-memory grain
+	bool split_locked; // this vCPU holds the lock of accesses across pages
 	bool slow_once;	  // run the next instruction in MODE_SLOWMEM
 	bool single_running; // the block being run is one instruction: come back to the loop behind it
 	u32 slow_active;  // nested begin
@@ -169,6 +171,8 @@ void jit_page_gets_code(struct cpu *cpu, u64 gpa);
 void jit_handle_code_requests(struct cpu *cpu);
 void jit_invalidate_page(struct cpu *cpu, u64 gpa);
 void jit_clear_jumps(struct cpu *cpu);
+void jit_split_lock(struct jit *jit);
+void jit_split_unlock(struct jit *jit);
 void jit_empty_jumps(struct cpu *cpu, unsigned class);
 void jit_note_jump(struct jit *jit, u64 rip);
 

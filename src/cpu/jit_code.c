@@ -32,6 +32,7 @@ struct vm_code {
 	pthread_mutex_t lock; // list of vCPUs; queues
 	struct jit *first;
 	unsigned next_index;
+	u32 split_lock; // held by a vCPU in a locked access that crosses a page
 };
 
 struct vm_code *vm_code_create(void)
@@ -221,11 +222,18 @@ static u32 hash_page(u64 gpa)
 
 struct block *jit_find(struct jit *jit, u64 gpa, u32 mode)
 {
-	for (u32 n = jit->hash[hash_block(gpa, mode)]; n; n = jit->blocks[n - 1].hash_next) {
-		struct block *b = &jit->blocks[n - 1];
+	u32 *link = &jit->hash[hash_block(gpa, mode)];
 
-		if (b->gpa == gpa && b->mode == mode && !b->dead)
+	while (*link) {
+		struct block *b = &jit->blocks[*link - 1];
+
+		if (b->dead) { // code that is written often would make the chain long
+			*link = b->hash_next;
+			continue;
+		}
+		if (b->gpa == gpa && b->mode == mode)
 			return b;
+		link = &b->hash_next;
 	}
 	return NULL;
 }
@@ -464,4 +472,28 @@ void jit_page_written(struct cpu *cpu, u64 gpa, unsigned size)
 		__atomic_fetch_and(&users->code, own, __ATOMIC_SEQ_CST);
 		shake_others(cpu, code & ~own, false);
 	}
+}
+
+// A locked access across a page is made in pieces by C. They exclude each other. Deviation: they do not
+// exclude accesses of other vCPUs which lie within one page.
+void jit_split_lock(struct jit *jit)
+{
+	unsigned tries = 0;
+
+	if (jit->split_locked)
+		return;
+	while (__atomic_exchange_n(&jit->vm->split_lock, 1, __ATOMIC_ACQUIRE))
+		if (++tries % 64 == 0)
+			sched_yield();
+		else
+			__builtin_ia32_pause();
+	jit->split_locked = true;
+}
+
+void jit_split_unlock(struct jit *jit)
+{
+	if (!jit->split_locked)
+		return;
+	jit->split_locked = false;
+	__atomic_store_n(&jit->vm->split_lock, 0, __ATOMIC_RELEASE);
 }

@@ -99,7 +99,10 @@ u32 tr_mem_record(struct translation *t, unsigned access, unsigned size, unsigne
 	struct mem_record *r = &t->jit->mems[t->jit->mem_count];
 
 	*r = (struct mem_record){ .page_offset = t->page_offset, .length = t->zi.length, .size = size,
-				  .access = access, .seg = seg, .ss = seg == SEG_SS, .x87 = waits_for_x87(t) };
+				  .access = access, .seg = seg, .ss = seg == SEG_SS, .x87 = waits_for_x87(t),
+				  .locked = (access & ACCESS_WRITE) &&
+					    ((t->zi.attributes & ZYDIS_ATTRIB_HAS_LOCK) ||
+					     t->zi.mnemonic == ZYDIS_MNEMONIC_XCHG) };
 	return t->jit->mem_count++;
 }
 

@@ -261,6 +261,11 @@ int classify(const ZydisDecodedInstruction *insn, const ZydisDecodedOperand *op,
 		*why = "0F 0D with a register is NOP on Intel, #UD on AMD";
 		return -1;
 	}
+	if ((insn->mnemonic == ZYDIS_MNEMONIC_VPINSRD || insn->mnemonic == ZYDIS_MNEMONIC_VPEXTRD) &&
+	    insn->machine_mode != ZYDIS_MACHINE_MODE_LONG_64 && insn->raw.vex.W) {
+		*why = "VEX.W outside 64-bit mode is ignored on Intel, #UD on AMD";
+		return -1;
+	}
 	if (is_privileged(insn->mnemonic))
 		return C_PRIVILEGED;
 	*why = "the host lacks it, or it is no instruction of CPL 3";

@@ -230,8 +230,15 @@ static bool solve_memory(struct generator *g, struct candidate *c, const ZydisDe
 			return true; // stored, not read
 	}
 	*target = effective_address(g, c, op, op->mem.disp.value);
-	// Many bytes across 4 GiB: processors check and access them in different order.
-	return !(g->p->mode32 && (op->size > 128 || c->insn.mnemonic == ZYDIS_MNEMONIC_BOUND) && *target > 0xfffff000);
+	return true;
+}
+
+// Operands of many bytes near 4 GiB: processors check and access them in different order.
+static bool may_cross_4g(const struct generator *g, const struct candidate *c, const ZydisDecodedOperand *op,
+			 u64 target)
+{
+	return g->p->mode32 && (op->size > 80 || c->insn.mnemonic == ZYDIS_MNEMONIC_BOUND) &&
+	       c->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && !(target && target < 0xffff0000);
 }
 
 // Values that keep instructions with stern demands from faulting nearly always.
@@ -262,12 +269,12 @@ static void please(struct generator *g, struct candidate *c, u64 target)
 		}
 		break;
 	case ZYDIS_MNEMONIC_LDMXCSR: case ZYDIS_MNEMONIC_VLDMXCSR:
-		if (known && chance(rng, 85))
-			patch(g, target, random_mxcsr(rng, true), 4);
+		if (known) // bit 17 is AMD's
+			patch(g, target, chance(rng, 85) ? random_mxcsr(rng, true) : rnd(rng) & ~0x20000u, 4);
 		break;
 	case ZYDIS_MNEMONIC_FXRSTOR: case ZYDIS_MNEMONIC_FXRSTOR64:
-		if (known && chance(rng, 90)) {
-			patch(g, target + 24, random_mxcsr(rng, false), 4);
+		if (known) {
+			patch(g, target + 24, chance(rng, 90) ? random_mxcsr(rng, false) : rnd(rng) & ~0x20000u, 4);
 			patch(g, target, random_fcw(rng, false), 2);
 		}
 		break;
@@ -326,14 +333,14 @@ static bool image_allowed(struct generator *g, const struct candidate *c, u64 ta
 			ignore(g->p, target, 6, 14);
 		else if (known)
 			ignore(g->p, target, 12, 28);
-		return known || chance(&g->rng, 2);
+		return target;
 	case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64:
 		g->stored_image = true;
 		if (known) {
 			ignore(g->p, target, 6, 24);
 			ignore(g->p, target, 28, 32);
 		}
-		return known || chance(&g->rng, 2);
+		return target;
 	case ZYDIS_MNEMONIC_FLDENV: case ZYDIS_MNEMONIC_FRSTOR: case ZYDIS_MNEMONIC_FXRSTOR:
 	case ZYDIS_MNEMONIC_FXRSTOR64: case ZYDIS_MNEMONIC_LDMXCSR: case ZYDIS_MNEMONIC_VLDMXCSR:
 		return !g->stored_image;
@@ -476,7 +483,7 @@ static bool add_instruction(struct generator *g, int class)
 
 		if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->mem.type == ZYDIS_MEMOP_TYPE_AGEN)
 			continue;
-		if (!solve_memory(g, &c, op, &t))
+		if (!solve_memory(g, &c, op, &t) || may_cross_4g(g, &c, op, t))
 			goto reject;
 		if (!target)
 			target = t;
@@ -583,6 +590,30 @@ static void finish_state(struct generator *g, unsigned flavour, bool traps)
 	}
 }
 
+// Lines of the data window come out of a pool, the same in every run.
+static void fill_data(struct generator *g, unsigned flavour)
+{
+	enum { LINES = 4096 };
+	static u64 pool[3][LINES][8];
+	static bool filled[3];
+	u64 *to = (u64 *)g->p->data;
+
+	if (!filled[flavour]) {
+		struct rng rng = { flavour };
+
+		for (unsigned i = 0; i < LINES; i++)
+			random_line(&rng, (u8 *)pool[flavour][i], 64, flavour);
+		filled[flavour] = true;
+	}
+	for (unsigned line = 0; line < DATA_SIZE / 64; line += 4) {
+		u64 r = rnd(&g->rng);
+
+		for (unsigned i = 0; i < 4; i++, r >>= 16, to += 8)
+			for (unsigned k = 0; k < 8; k++)
+				to[k] = pool[flavour][r % LINES][k];
+	}
+}
+
 static int random_class(struct rng *rng, bool mode32)
 {
 	unsigned class;
@@ -622,8 +653,7 @@ void generate(struct program *p, int class, u64 seed, u64 index, bool mode32)
 		add_instruction(&g, class < 0 ? random_class(&g.rng, mode32) : class);
 	if (!(g.assigned & 1 << 4))
 		assign(&g, 4, pick_target(&g, 8) & ~7ull);
-	for (unsigned i = 0; i < DATA_SIZE; i += 64)
-		random_line(&g.rng, p->data + i, 64, flavour);
+	fill_data(&g, flavour);
 	apply_fixups(&g);
 	finish_state(&g, flavour, class >= 0 && !strcmp(name, "popf"));
 	p->code[p->size] = 0xcc;
