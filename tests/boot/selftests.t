@@ -16,7 +16,7 @@ done
 guest_timeout=500
 log=$scratch/selftests.log
 # The kernel's ring buffer keeps what a program provoked; the console shows only the programs.
-linux_guest "$log" --mem 512M --smp "${SELFTESTS_CPUS:-2}" -- '
+linux_guest "$log" --mem 512M --smp "${SELFTESTS_CPUS:-1}" -- '
 	dmesg -n 1
 	cd /tmp
 	for p in /bin/*_32 /bin/*_64; do
