@@ -152,7 +152,7 @@ static void boot_write_page_tables(const struct guest_memory *memory)
 void boot_prepare_memory(struct machine *machine, const struct kernel_image *image,
 			 const struct kernel_placement *placement, uint64_t rsdp)
 {
-	bool long_mode = image->kind != KERNEL_FLAT32;
+	bool long_mode = image->long_mode;
 	const uint64_t gdt[] = {
 		0, 0,
 		long_mode ? 0x00af9b000000ffffull : 0x00cf9b000000ffffull, // code
@@ -195,7 +195,7 @@ int boot_set_registers(struct machine *machine, const struct kernel_image *image
 		       const struct kernel_placement *placement)
 {
 	const struct kvm_backend *kvm = machine->kvm;
-	bool long_mode = image->kind != KERNEL_FLAT32;
+	bool long_mode = image->long_mode;
 	int fd = machine->vcpus[0].fd;
 	struct kvm_sregs sregs;
 	struct kvm_regs regs = {

@@ -145,6 +145,7 @@ int elf_check(struct kernel_image *image)
 		elf_find_multiboot(image);
 	} else {
 		// Linux is linked high and entered low, at its physical address.
+		image->long_mode = true;
 		image->kind = kernel_map && elf_entry(image) < 1ull << 32 ? KERNEL_VMLINUX : KERNEL_FLAT64;
 	}
 	return 0;

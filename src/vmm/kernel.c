@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define ACCEPTED "accepted are a Linux bzImage with a 64-bit entry point, a vmlinux, and ELF executables for x86"
+#define ACCEPTED "accepted are a Linux bzImage, a vmlinux, and ELF executables for x86"
 
 #define SETUP_HEADER_OFFSET 0x1f1
 #define SETUP_MAGIC         0x53726448 // "HdrS"
@@ -46,8 +46,8 @@ static int bzimage_check(struct kernel_image *image)
 	uint64_t setup = bzimage_setup_size(image), wanted = setup + header->syssize * 16ull;
 	uint64_t payload = setup + header->payload_offset + (uint64_t)header->payload_length;
 
-	if (header->version < 0x020c || !(header->xloadflags & XLF_KERNEL_64)) {
-		vmm_message("%s: a kernel without a 64-bit entry point (boot protocol %u.%02u); " ACCEPTED, image->path,
+	if (header->version < 0x020c) {
+		vmm_message("%s: a kernel too old (boot protocol %u.%02u, 2.12 is needed); " ACCEPTED, image->path,
 			    header->version >> 8, header->version & 0xff);
 		return -1;
 	}
@@ -63,6 +63,7 @@ static int bzimage_check(struct kernel_image *image)
 		return -1;
 	}
 	image->kind = KERNEL_BZIMAGE;
+	image->long_mode = header->xloadflags & XLF_KERNEL_64;
 	return 0;
 }
 
@@ -142,7 +143,7 @@ static int bzimage_load(const struct kernel_image *image, const struct guest_mem
 		report_too_little_memory(image, placement->end, memory);
 		return -1;
 	}
-	placement->entry = start + ENTRY_64_OFFSET;
+	placement->entry = start + (image->long_mode ? ENTRY_64_OFFSET : 0);
 	return 0;
 }
 

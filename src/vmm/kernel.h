@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 enum kernel_kind {
-	KERNEL_BZIMAGE,   // Linux boot protocol, entered at its 64-bit entry point
+	KERNEL_BZIMAGE,   // Linux boot protocol, entered at its 64-bit entry point, or the 32-bit one
 	KERNEL_VMLINUX,   // Linux as ELF64: same protocol, entered at e_entry
 	KERNEL_FLAT64,    // any other ELF64: long mode, 4 GiB identity-mapped
 	KERNEL_FLAT32,    // ELF32: protected mode, flat segments, no paging
@@ -22,6 +22,7 @@ struct kernel_image {
 	const char *path;
 	uint8_t *data; // private mapping of the whole file
 	size_t size;
+	bool long_mode; // entered in it; else in protected mode without paging
 	bool multiboot; // KERNEL_FLAT32 with a Multiboot header
 	uint64_t multiboot_offset;
 };
