@@ -16,6 +16,10 @@
 
 #include <string.h>
 
+// Sanitizers' builds compile the engine with vector registers: not what runs while they are live.
+#define GENERAL_REGISTERS \
+	__attribute__((target("general-regs-only"), no_sanitize("address", "undefined", "thread")))
+
 // What the host's XSAVE does; constant after start-up.
 static struct {
 	u64 mask;		 // components kept in cpu->fpstate
@@ -55,20 +59,20 @@ u64 fpu_host_mask(void)
 	return host.mask;
 }
 
-static void host_xsave(void *area)
+GENERAL_REGISTERS static void host_xsave(void *area)
 {
 	__asm__ volatile("xsave64 (%0)" : : "r"(area), "a"((u32)host.mask),
 			 "d"((u32)(host.mask >> 32)) : "memory");
 }
 
-static void host_xrstor(const void *area)
+GENERAL_REGISTERS static void host_xrstor(const void *area)
 {
 	__asm__ volatile("xrstor64 (%0)" : : "r"(area), "a"((u32)host.mask),
 			 "d"((u32)(host.mask >> 32)) : "memory");
 }
 
 // The control words that C code of this thread expects, and an empty x87 stack.
-static void thread_control_words(struct cpu *cpu)
+GENERAL_REGISTERS static void thread_control_words(struct cpu *cpu)
 {
 	__asm__ volatile("fninit; fldcw %0; vzeroupper; ldmxcsr %1" : :
 			 "m"(cpu->host_fpstate[FX_FCW]), "m"(cpu->host_fpstate[FX_MXCSR]));
@@ -108,7 +112,7 @@ static void hide_host_pointers(struct cpu *cpu, const u64 loaded[3])
 	fields[2] = 0;
 }
 
-void cpu_fpu_load(struct cpu *cpu)
+GENERAL_REGISTERS void cpu_fpu_load(struct cpu *cpu)
 {
 	if (cpu->fpu_loaded)
 		return;
@@ -116,13 +120,15 @@ void cpu_fpu_load(struct cpu *cpu)
 	cpu->fpu_loaded = true;
 }
 
-void cpu_fpu_unload(struct cpu *cpu)
+GENERAL_REGISTERS void cpu_fpu_unload(struct cpu *cpu)
 {
+	const volatile u64 *fields = (const volatile u64 *)cpu->fpstate;
 	u64 loaded[3];
 
 	if (!cpu->fpu_loaded)
 		return;
-	memcpy(loaded, cpu->fpstate, sizeof(loaded));
+	for (unsigned i = 0; i < 3; i++)
+		loaded[i] = fields[i];
 	host_xsave(cpu->fpstate);
 	thread_control_words(cpu);
 	cpu->fpu_loaded = false;
