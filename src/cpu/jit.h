@@ -152,6 +152,8 @@ struct jit {
 	unsigned index;
 	volatile u32 in_guest;
 	volatile u32 flush_requested;
+	u64 stale_pages[32]; // what it is about, under vm->lock; more than fit: everything
+	u32 stale_count;
 	struct cpu *cpu;
 	struct vm_code *vm;
 	struct jit *vm_next;

@@ -367,26 +367,52 @@ void jit_invalidate_page(struct cpu *cpu, u64 gpa)
 	cpu_request(cpu, REQ_EVENT);
 }
 
+enum { STALE_MAX = sizeof(((struct jit *)0)->stale_pages) / sizeof(u64) };
+
 void jit_handle_code_requests(struct cpu *cpu)
 {
 	struct jit *jit = cpu->jit;
 
-	if (!__atomic_exchange_n(&jit->flush_requested, 0, __ATOMIC_SEQ_CST))
+	if (!__atomic_load_n(&jit->flush_requested, __ATOMIC_SEQ_CST))
 		return;
-	// Which page it is about is not told: rare enough to drop everything by address.
-	jit_flush(cpu);
-	tlb_flush_all(cpu);
+	pthread_mutex_lock(&jit->vm->lock);
+	if (jit->stale_count > STALE_MAX) {
+		jit_flush(cpu);
+		tlb_flush_all(cpu);
+	} else {
+		for (u32 i = 0; i < jit->stale_count; i++) {
+			jit_invalidate_page(cpu, jit->stale_pages[i]);
+			tlb_drop_writable(cpu, jit->stale_pages[i]);
+		}
+	}
+	jit->stale_count = 0;
+	__atomic_store_n(&jit->flush_requested, 0, __ATOMIC_SEQ_CST);
+	pthread_mutex_unlock(&jit->vm->lock);
 }
 
-// Has the other vCPUs of `mask` drop their translations and writable TLB entries; waits until they
+// vm->lock held.
+static void note_stale(struct jit *jit, u64 gpa)
+{
+	gpa &= ~0xfffull;
+	for (u32 i = 0; i < jit->stale_count && i < STALE_MAX; i++)
+		if (jit->stale_pages[i] == gpa)
+			return;
+	if (jit->stale_count < STALE_MAX)
+		jit->stale_pages[jit->stale_count] = gpa;
+	if (jit->stale_count <= STALE_MAX)
+		jit->stale_count++;
+}
+
+// Has the other vCPUs of `mask` drop their translations and writable TLB entries of a page; waits until they
 // have, or are out of guest code.
-static void shake_others(struct cpu *cpu, u32 mask, bool wait)
+static void shake_others(struct cpu *cpu, u64 gpa, u32 mask, bool wait)
 {
 	struct jit *jit = cpu->jit;
 
 	pthread_mutex_lock(&jit->vm->lock);
 	for (struct jit *other = jit->vm->first; other; other = other->vm_next)
 		if (other != jit && (mask >> other->index & 1)) {
+			note_stale(other, gpa);
 			__atomic_store_n(&other->flush_requested, 1, __ATOMIC_SEQ_CST);
 			cpu_request(other->cpu, REQ_CODE);
 		}
@@ -421,7 +447,7 @@ void jit_page_gets_code(struct cpu *cpu, u64 gpa)
 	if (writers & own)
 		tlb_drop_writable(cpu, gpa);
 	if (writers & ~own)
-		shake_others(cpu, writers & ~own, true);
+		shake_others(cpu, gpa, writers & ~own, true);
 	// The wait may have served a request that emptied this vCPU's cache.
 	__atomic_fetch_or(&users->code, own, __ATOMIC_SEQ_CST);
 }
@@ -470,7 +496,7 @@ void jit_page_written(struct cpu *cpu, u64 gpa, unsigned size)
 	}
 	if (code & ~own) {
 		__atomic_fetch_and(&users->code, own, __ATOMIC_SEQ_CST);
-		shake_others(cpu, code & ~own, false);
+		shake_others(cpu, gpa, code & ~own, false);
 	}
 }
 
