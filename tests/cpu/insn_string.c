@@ -170,7 +170,7 @@ static void addresses(void)
 	memset(ram, 0x11, 0x11000);
 	set(0x12340000 | 0xfffe, 0xabcd0000, 0x55550004, 0);
 	cpu->seg[SEG_DS].base = 0x10000;
-	*dword(0x1fffe) = 0x2222;
+	*(u16 *)(ram + 0x1fffe) = 0x2222;
 	*dword(0x10000) = 0x3333;
 	EXECUTE(0x67, 0xf3, 0xa4);
 	is(outcome.vector, NO_EXCEPTION, "16-bit addresses wrap in the middle of REP MOVSB");
