@@ -264,26 +264,91 @@ static struct jump_entry *jump_slot(struct cpu *cpu, unsigned class, u64 rip)
 	return &cpu->jump[class][(u32)((u32)rip * 0x9e3779b1u) >> (32 - JUMP_BITS)];
 }
 
+// Jumps whose places collide push each other out at every turn of a loop: keep what was pushed out
+// where it is found faster than its block.
+static struct jump_entry *victim_slot(struct cpu *cpu, unsigned class, u64 rip)
+{
+	return &cpu->jit->victim[class][(u32)((u32)rip * 0x9e3779b1u) >> 24];
+}
+
+static bool swap_victim(struct cpu *cpu, struct jump_entry *slot, unsigned class)
+{
+	struct jump_entry *victim = victim_slot(cpu, class, cpu->rip), old = *slot;
+
+	if (victim->rip != cpu->rip || !victim->entry)
+		return false;
+	*slot = *victim;
+	if (old.entry != ~0ull)
+		*victim = old;
+	return true;
+}
+
+static void cache_jump(struct cpu *cpu, struct jump_entry *slot, unsigned class, u64 entry)
+{
+	if (slot->entry != ~0ull)
+		*victim_slot(cpu, class, slot->rip) = *slot;
+	*slot = (struct jump_entry){ cpu->rip, entry };
+}
+
+static bool code_page_global(const struct cpu *cpu, u64 linear)
+{
+	return cpu->tlb_code[0][linear >> 12 & ((1 << TLB_CODE_BITS) - 1)].gpa & TLB_GLOBAL;
+}
+
+// A block that goes on in the next page depends on where both pages are.
 static bool may_cache_jump(struct cpu *cpu, const struct block *b, u32 mode)
 {
-	if (b->gpa2 || (mode & (MODE_WAIT | MODE_SINGLE | MODE_SLOWMEM)))
+	u64 last = b->gpa2 ? cpu->rip + 4096 : cpu->rip;
+
+	if (mode & (MODE_WAIT | MODE_SINGLE | MODE_SLOWMEM))
 		return false;
 	if (!MODE_64(mode) && !((mode & MODE_SIZE) == 1 && (mode & MODE_FLAT_CS)))
 		return false;
 	// A CR3 switch empties the user's table; the supervisor's only when it has to.
-	if (MODE_CPL_OF(mode) != 3) {
-		const struct tlb_entry *e = &cpu->tlb_code[0][cpu->rip >> 12 & ((1 << TLB_CODE_BITS) - 1)];
-
-		if (!(e->gpa & TLB_GLOBAL))
-			cpu->jit->kernel_jump_local = true;
-	}
+	if (MODE_CPL_OF(mode) != 3 && !(code_page_global(cpu, cpu->rip) && code_page_global(cpu, last)))
+		cpu->jit->kernel_jump_local = true;
 	jit_note_jump(cpu->jit, cpu->rip);
+	jit_note_jump(cpu->jit, last);
 	return true;
 }
 
 static bool must_leave(struct cpu *cpu)
 {
 	return cpu->request || cpu->jit->single_running;
+}
+
+static struct jump_entry *jump_ibt_slot(struct cpu *cpu, unsigned class, u64 rip)
+{
+	return &cpu->jump_ibt[class][(u32)((u32)rip * 0x9e3779b1u) >> (32 - JUMP_IBT_BITS)];
+}
+
+// The tracker waits at cpu->rip (behind SYSCALL, an event, a far branch) and nothing else does: when
+// the block there begins with the right ENDBR, go on behind it. 0: look at it closely.
+static u64 go_on_behind_endbr(struct cpu *cpu, u32 mode)
+{
+	struct jit *jit = cpu->jit;
+	unsigned class = cpu->cpl == 3;
+	struct jump_entry *slot = jump_ibt_slot(cpu, class, cpu->rip);
+	u64 entry;
+
+	mode &= ~(u32)MODE_WAIT;
+	enter_mode(cpu, mode);
+	if (slot->rip == cpu->rip && jit->jump_mode[class] == mode) {
+		cpu->rip_base = cpu->rip & ~0xfffull;
+		entry = slot->entry;
+	} else {
+		struct block *b = jit_get_block(cpu, mode);
+
+		if (!b->endbr_entry)
+			return 0;
+		entry = block_entry(jit, b) + b->endbr_entry;
+		if (may_cache_jump(cpu, b, mode))
+			*slot = (struct jump_entry){ cpu->rip, entry };
+	}
+	cet_endbranch(cpu, MODE_64(mode));
+	cpu_mode_changed(cpu);
+	LEAVE_C(cpu);
+	return entry;
 }
 
 // Where to go on in translated code at cpu->rip; 0: back to the run loop.
@@ -300,16 +365,22 @@ static u64 go_on(struct cpu *cpu)
 	mode = jit_mode(cpu);
 	if ((mode & (MODE_SINGLE | MODE_SLOWMEM)) || debugging(cpu))
 		return 0;
+	if (mode & MODE_WAIT) {
+		u64 entry = go_on_behind_endbr(cpu, mode);
+
+		if (entry)
+			return entry;
+	}
 	enter_mode(cpu, mode);
 	slot = jump_slot(cpu, class, cpu->rip);
-	if (slot->rip == cpu->rip && jit->jump_mode[class] == mode) {
+	if (jit->jump_mode[class] == mode && (slot->rip == cpu->rip || swap_victim(cpu, slot, class))) {
 		cpu->rip_base = cpu->rip & ~0xfffull;
 		LEAVE_C(cpu);
 		return slot->entry;
 	}
 	b = jit_get_block(cpu, mode);
 	if (may_cache_jump(cpu, b, mode))
-		*slot = (struct jump_entry){ cpu->rip, block_entry(jit, b) };
+		cache_jump(cpu, slot, class, block_entry(jit, b));
 	LEAVE_C(cpu);
 	return block_entry(jit, b);
 }
@@ -411,11 +482,6 @@ FROM_TRANSLATED u64 jit_c_lookup(struct cpu *cpu, u64 site, u64 rip)
 
 FROM_TRANSLATED u64 jit_c_lookup_indirect(struct cpu *cpu, u64 site, u64 rip)
 {
-	struct jit *jit = cpu->jit;
-	unsigned class = cpu->cpl == 3;
-	u32 mode;
-	struct block *b;
-
 	ENTER_C(cpu);
 	check_target(cpu, site, rip);
 	locate(cpu, site & 0xfff, 0);
@@ -423,23 +489,6 @@ FROM_TRANSLATED u64 jit_c_lookup_indirect(struct cpu *cpu, u64 site, u64 rip)
 	cet_track_indirect(cpu, cpu->cpl, true, false);
 	cpu_mode_changed(cpu);
 	cpu->rip = rip;
-	if (must_leave(cpu))
-		return 0;
-	mode = jit_mode(cpu);
-	if ((mode & MODE_WAIT) && !(mode & (MODE_SINGLE | MODE_SLOWMEM))) {
-		b = jit_get_block(cpu, mode & ~MODE_WAIT);
-		if (b->endbr_entry) {
-			// Branch and ENDBR are one step from here on: nothing can come between.
-			cet_endbranch(cpu, MODE_64(mode));
-			cpu_mode_changed(cpu);
-			enter_mode(cpu, mode & ~MODE_WAIT);
-			if (may_cache_jump(cpu, b, mode & ~MODE_WAIT))
-				cpu->jump_ibt[class][(u32)((u32)rip * 0x9e3779b1u) >> (32 - JUMP_IBT_BITS)] =
-					(struct jump_entry){ rip, block_entry(jit, b) + b->endbr_entry };
-			LEAVE_C(cpu);
-			return block_entry(jit, b) + b->endbr_entry;
-		}
-	}
 	return go_on(cpu);
 }
 

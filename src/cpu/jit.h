@@ -120,6 +120,8 @@ struct jit {
 
 	u32 mode;	 // of the current state; see jit_mode()
 	bool mode_stale;
+	// Jumps that another one with the same place in cpu->jump pushed out; entry 0: none.
+	struct jump_entry victim[2][256];
 	u32 jump_mode[2]; // mode for which cpu->jump[class] holds entries
 	u64 jump_pages[64]; // filter of linear pages that cached jumps lead to
 	bool kernel_jump_local; // cpu->jump[0] holds entries for pages that are not global

@@ -160,6 +160,7 @@ void jit_empty_jumps(struct cpu *cpu, unsigned class)
 	// would be looked for, a free entry has RIP 0, which is looked for elsewhere.
 	const u32 hash = 0xffffffffu * 0x9e3779b1u;
 
+	memset(cpu->jit->victim[class], 0, sizeof(cpu->jit->victim[class]));
 	memset(cpu->jump[class], 0xff, sizeof(cpu->jump[class]));
 	memset(cpu->jump_ibt[class], 0xff, sizeof(cpu->jump_ibt[class]));
 	cpu->jump[class][hash >> (32 - JUMP_BITS)].rip = 0;
