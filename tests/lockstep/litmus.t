@@ -4,4 +4,4 @@
 . "$(dirname "$0")/../lib/tap.sh"
 litmus=$CETKVM_BUILD/tests/lockstep/litmus
 [ -x "$litmus" ] || skip_all "built without the processor"
-exec "$litmus" "${LITMUS_ROUNDS:-20}"
+exec "$litmus" "${LITMUS_ROUNDS:-4}"
