@@ -573,7 +573,8 @@ static void finish_state(struct generator *g, unsigned flavour, bool traps)
 	if (p->mode32)
 		memset(p->state.gpr + 8, 0, 8 * sizeof(p->state.gpr[0]));
 	p->state.rip = p->start;
-	p->state.rflags = 0x202 | (rnd(rng) & 0x8d5) | (chance(rng, 20) ? 0x400 : 0);
+	p->state.rflags = 0x202 | (rnd(rng) & 0x8d5) | (chance(rng, 20) ? 0x400 : 0) |
+			  (p->class >= 0 && (classes[p->class].modes & 4) && chance(rng, 4) ? 0x40000 : 0);
 	if (traps)
 		p->state.rflags |= (chance(rng, 20) ? 0x100 : 0) |
 				   (chance(rng, 20) ? 0x204000 & rnd(rng) : 0);

@@ -99,7 +99,7 @@ static inline bool chance(struct rng *rng, unsigned percent)
 // ---- classes.c: which instructions take part ----
 struct instruction_class {
 	const char *name, *what;
-	u8 modes; // 1: 64-bit, 2: 32-bit
+	u8 modes; // 1: 64-bit, 2: 32-bit, 4: with EFLAGS.AC at times
 	u8 flavour; // enum flavour: what registers and memory like to hold
 };
 enum flavour { FLAVOUR_INT, FLAVOUR_X87, FLAVOUR_FLOAT };
