@@ -588,6 +588,16 @@ static void pushfq(struct translation *t)
 	stack_move(t, -8);
 }
 
+static void swapgs(struct translation *t)
+{
+	struct emit *e = E(t);
+
+	e_load(e, H_T0, OFF(seg[SEG_GS].base));
+	e_load(e, H_T1, OFF(kernel_gs_base));
+	e_store(e, H_T1, OFF(seg[SEG_GS].base));
+	e_store(e, H_T0, OFF(kernel_gs_base));
+}
+
 static void change_flag(struct translation *t, unsigned op, u32 mask)
 {
 	tr_save_flags(t);
@@ -700,6 +710,16 @@ bool tr_generate(struct translation *t)
 		pushfq(t);
 		return true;
 	case ZYDIS_MNEMONIC_STI: return sti(t);
+	case ZYDIS_MNEMONIC_STAC:
+		if (MODE_CPL_OF(t->mode))
+			return false;
+		change_flag(t, 1, FLAG_AC); // CLAC has translations to drop: in C
+		return true;
+	case ZYDIS_MNEMONIC_SWAPGS:
+		if (!MODE_64(t->mode) || MODE_CPL_OF(t->mode))
+			return false;
+		swapgs(t);
+		return true;
 	case ZYDIS_MNEMONIC_CLD: change_flag(t, 4, ~FLAG_DF); return true;
 	case ZYDIS_MNEMONIC_STD: change_flag(t, 1, FLAG_DF); return true;
 	default:
