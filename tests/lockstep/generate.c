@@ -237,7 +237,7 @@ static bool solve_memory(struct generator *g, struct candidate *c, const ZydisDe
 static bool may_cross_4g(const struct generator *g, const struct candidate *c, const ZydisDecodedOperand *op,
 			 u64 target)
 {
-	return g->p->mode32 && (op->size > 80 || c->insn.mnemonic == ZYDIS_MNEMONIC_BOUND) &&
+	return g->p->mode32 && (op->size >= 80 || c->insn.mnemonic == ZYDIS_MNEMONIC_BOUND) &&
 	       c->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && !(target && target < 0xffff0000);
 }
 
