@@ -503,8 +503,10 @@ static void check_x87_pending(struct cpu *cpu, const struct mem_record *r)
 		__asm__ volatile("fnstsw %0" : "=m"(status));
 	else
 		status = fpu_get16(cpu, FX_FSW);
-	if (status & 0x80)
+	if (status & 0x80) {
+		cpu_fpu_unload(cpu); // as in jit_c_host_fault()
 		cpu_raise(cpu, VECTOR_MF);
+	}
 }
 
 FROM_TRANSLATED u64 jit_c_seg_linear(struct cpu *cpu, u64 record, u64 offset)
@@ -657,6 +659,7 @@ FROM_TRANSLATED u64 jit_c_host_fault(struct cpu *cpu)
 		cpu_gp0(cpu);
 		break;
 	case VECTOR_MF:
+		cpu_fpu_unload(cpu); // now, while FIP's host address can be told to be which guest address
 		cpu_raise(cpu, VECTOR_MF);
 		break;
 	case VECTOR_XM:
