@@ -148,7 +148,8 @@ static u32 compute_mode(struct cpu *cpu)
 		mode |= 2;
 	else if (cs & SEG_DB)
 		mode |= 1;
-	if (cpu->seg[SEG_SS].attributes & SEG_DB)
+	// SS.B has no meaning in 64-bit mode, and differs between ways into the kernel.
+	if (!MODE_64(mode) && (cpu->seg[SEG_SS].attributes & SEG_DB))
 		mode |= MODE_SS32;
 	if (pe)
 		mode |= MODE_PE;
