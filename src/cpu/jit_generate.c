@@ -488,6 +488,8 @@ static void check_call_target(struct cpu *cpu, const struct insn *insn)
 	// The push would fault first, but writes nothing now.
 	if (!cpu_canonical(cpu, sp) || !cpu_canonical(cpu, sp + 7))
 		cpu_raise_error(cpu, VECTOR_SS, 0);
+	if (cpu->cpl == 3 && (cpu->cr0 & CR0_AM) && (cpu->rflags & FLAG_AC) && (sp & 7))
+		cpu_raise_error(cpu, VECTOR_AC, 0);
 	mem_probe_write(cpu, sp, 8, ACCESS_WRITE | cpu_access_of_cpl(cpu));
 	cpu_gp0(cpu);
 }
