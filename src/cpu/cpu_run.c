@@ -308,8 +308,8 @@ static bool may_cache_jump(struct cpu *cpu, const struct block *b, u32 mode)
 	// A CR3 switch empties the user's table; the supervisor's only when it has to.
 	if (MODE_CPL_OF(mode) != 3 && !(code_page_global(cpu, cpu->rip) && code_page_global(cpu, last)))
 		cpu->jit->kernel_jump_local = true;
-	jit_note_jump(cpu->jit, cpu->rip);
-	jit_note_jump(cpu->jit, last);
+	jit_note_jump(cpu->jit, MODE_CPL_OF(mode) == 3, cpu->rip);
+	jit_note_jump(cpu->jit, MODE_CPL_OF(mode) == 3, last);
 	return true;
 }
 

@@ -123,7 +123,7 @@ struct jit {
 	// Jumps that another one with the same place in cpu->jump pushed out; entry 0: none.
 	struct jump_entry victim[2][256];
 	u32 jump_mode[2]; // mode for which cpu->jump[class] holds entries
-	u64 jump_pages[64]; // filter of linear pages that cached jumps lead to
+	u64 jump_pages[2][64]; // filter of linear pages that cached jumps lead to
 	bool kernel_jump_local; // cpu->jump[0] holds entries for pages that are not global
 
 	// Thunks (executable addresses)
@@ -178,7 +178,7 @@ void jit_clear_jumps(struct cpu *cpu);
 void jit_split_lock(struct jit *jit);
 void jit_split_unlock(struct jit *jit);
 void jit_empty_jumps(struct cpu *cpu, unsigned class);
-void jit_note_jump(struct jit *jit, u64 rip);
+void jit_note_jump(struct jit *jit, unsigned class, u64 rip);
 
 // jit_thunk.c
 void jit_make_thunks(struct jit *jit);

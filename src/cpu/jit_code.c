@@ -160,6 +160,7 @@ void jit_empty_jumps(struct cpu *cpu, unsigned class)
 	// would be looked for, a free entry has RIP 0, which is looked for elsewhere.
 	const u32 hash = 0xffffffffu * 0x9e3779b1u;
 
+	memset(cpu->jit->jump_pages[class], 0, sizeof(cpu->jit->jump_pages[class]));
 	memset(cpu->jit->victim[class], 0, sizeof(cpu->jit->victim[class]));
 	memset(cpu->jump[class], 0xff, sizeof(cpu->jump[class]));
 	memset(cpu->jump_ibt[class], 0xff, sizeof(cpu->jump_ibt[class]));
@@ -172,7 +173,6 @@ void jit_clear_jumps(struct cpu *cpu)
 	jit_empty_jumps(cpu, 0);
 	jit_empty_jumps(cpu, 1);
 	cpu->jit->kernel_jump_local = false;
-	memset(cpu->jit->jump_pages, 0, sizeof(cpu->jit->jump_pages));
 }
 
 // Called by the TLB's flushes: jumps are cached by linear address.
@@ -194,11 +194,11 @@ static unsigned jump_filter(u64 linear)
 	return (u32)((u32)(linear >> 12) * 0x9e3779b1u) >> 20;
 }
 
-void jit_note_jump(struct jit *jit, u64 rip)
+void jit_note_jump(struct jit *jit, unsigned class, u64 rip)
 {
 	unsigned n = jump_filter(rip);
 
-	jit->jump_pages[n / 64] |= 1ull << (n % 64);
+	jit->jump_pages[class][n / 64] |= 1ull << (n % 64);
 }
 
 void jit_tlb_flushed_page(struct cpu *cpu, u64 linear)
@@ -206,8 +206,9 @@ void jit_tlb_flushed_page(struct cpu *cpu, u64 linear)
 	unsigned n = jump_filter(linear);
 
 	tlb_forget_stack(cpu);
-	if (cpu->jit && (cpu->jit->jump_pages[n / 64] >> (n % 64) & 1))
-		jit_clear_jumps(cpu);
+	for (unsigned class = 0; cpu->jit && class < 2; class++)
+		if (cpu->jit->jump_pages[class][n / 64] >> (n % 64) & 1)
+			jit_empty_jumps(cpu, class);
 }
 
 static u32 hash_block(u64 gpa, u32 mode)
