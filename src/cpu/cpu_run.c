@@ -269,7 +269,7 @@ static struct jump_entry *jump_slot(struct cpu *cpu, unsigned class, u64 rip)
 // where it is found faster than its block.
 static struct jump_entry *victim_slot(struct cpu *cpu, unsigned class, u64 rip)
 {
-	return &cpu->jit->victim[class][(u32)((u32)rip * 0x9e3779b1u) >> 24];
+	return &cpu->jit->victim[class][(rip * 0xd6e8feb86659fd93ull) >> (64 - VICTIM_BITS)];
 }
 
 static bool swap_victim(struct cpu *cpu, struct jump_entry *slot, unsigned class)

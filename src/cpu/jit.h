@@ -97,6 +97,7 @@ struct code_page {
 	u32 slow_writes;
 };
 
+#define VICTIM_BITS 10
 #define JIT_HASH_BITS 16
 #define JIT_PAGE_HASH_BITS 12
 
@@ -121,7 +122,7 @@ struct jit {
 	u32 mode;	 // of the current state; see jit_mode()
 	bool mode_stale;
 	// Jumps that another one with the same place in cpu->jump pushed out; entry 0: none.
-	struct jump_entry victim[2][256];
+	struct jump_entry victim[2][1 << VICTIM_BITS];
 	u32 jump_mode[2]; // mode for which cpu->jump[class] holds entries
 	u64 jump_pages[2][64]; // filter of linear pages that cached jumps lead to
 	bool kernel_jump_local; // cpu->jump[0] holds entries for pages that are not global
