@@ -3,13 +3,6 @@
 // the same linear addresses as on the host, CPL 3, and an IDT whose gates all lead to a HLT at CPL 0.
 #include "lockstep.h"
 
-#ifndef LOCKSTEP_ENGINE
-bool engine_present(void) { return false; }
-struct engine *engine_create(bool single_grain, bool mode32) { return NULL; }
-void engine_run(struct engine *engine, const struct program *program, struct state *end, struct rng *rng) {}
-u8 *engine_data(struct engine *engine) { return NULL; }
-#else
-
 #include "machine.h"
 
 #include "cpu/mem.h"
@@ -24,11 +17,6 @@ struct engine {
 	u64 dirty_from, dirty_size;
 	bool mode32;
 };
-
-bool engine_present(void)
-{
-	return true;
-}
 
 struct engine *engine_create(bool single_grain, bool mode32)
 {
@@ -99,4 +87,3 @@ void engine_run(struct engine *e, const struct program *p, struct state *end, st
 	default: end->ended = "unexpected exit"; break;
 	}
 }
-#endif

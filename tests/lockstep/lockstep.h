@@ -156,7 +156,6 @@ struct engine;
 struct engine *engine_create(bool single_grain, bool mode32);
 void engine_run(struct engine *engine, const struct program *program, struct state *end, struct rng *rng);
 u8 *engine_data(struct engine *engine);
-bool engine_present(void);
 
 // ---- compare.c ----
 enum { COMPARE_FIP = 1 };

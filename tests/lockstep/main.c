@@ -235,10 +235,6 @@ int main(int argc, char **argv)
 	}
 	templates_build(options.mode32);
 	native_init(options.mode32);
-	if (!options.native_only && !engine_present()) {
-		fprintf(stderr, "lockstep: built without the processor; only --native-only works\n");
-		return 2;
-	}
 	if (!options.native_only)
 		for (unsigned grain = 0; grain < 2; grain++)
 			engine[grain] = engine_create(grain == 1, options.mode32);
