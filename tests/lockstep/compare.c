@@ -90,7 +90,7 @@ static void view_of(struct view *v, const u8 *xsave, bool mode32)
 	for (unsigned i = 576; i < xsave_size; i += 16) {
 		unsigned component = i < 832 ? 2 : i < 1152 ? 5 : i < 1664 ? 6 : 7;
 
-		if (bv >> component & 1)
+		if ((i < 832 || i >= 1088) && (bv >> component & 1)) // a hole between
 			memcpy(v->upper + i - 576, xsave + i, 16);
 	}
 }
