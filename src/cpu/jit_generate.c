@@ -19,6 +19,9 @@ static s64 next_offset(struct translation *t) { return t->page_offset + t->zi.le
 static void load_rip(struct translation *t, s64 page_offset) // T0 = RIP of that place
 {
 	e_load(E(t), H_T0, OFF(rip_base));
+	// A branch over nearly 2 GiB is further than that from the page's start.
+	for (; page_offset != (int)page_offset; page_offset -= page_offset < 0 ? -0x40000000 : 0x40000000)
+		e_lea(E(t), true, H_T0, H_T0, page_offset < 0 ? -0x40000000 : 0x40000000);
 	if (page_offset)
 		e_lea(E(t), true, H_T0, H_T0, page_offset);
 	if (!MODE_64(t->mode))
