@@ -38,7 +38,7 @@ static int put_entries(void *client, const struct cpu_cpuid_entry *entries, unsi
 		return -ENOMEM;
 	for (unsigned i = 0; i < count; i++)
 		to_abi(&entries[i], &out[i]);
-	result = copy_to_client((u8 *)client + sizeof(header), out, count * sizeof(*out));
+	result = copy_to_client(client_at(client, sizeof(header)), out, count * sizeof(*out));
 	free(out);
 	header.nent = count;
 	return result ? result : copy_to_client(client, &header.nent, sizeof(header.nent));
@@ -102,7 +102,7 @@ int cpuid_set_ioctl(struct vcpu *vcpu, const void *client)
 	entries = calloc(header.nent + 1, sizeof(*entries));
 	if (!entries)
 		return -ENOMEM;
-	result = copy_from_client(entries, (const u8 *)client + sizeof(header), header.nent * sizeof(*entries));
+	result = copy_from_client(entries, client_at(client, sizeof(header)), header.nent * sizeof(*entries));
 	for (unsigned i = 0; !result && i < header.nent; i++) {
 		memset(entries[i].padding, 0, sizeof(entries[i].padding));
 		from_abi(&entries[i], &own[i]);

@@ -216,7 +216,7 @@ HANDLER(set_gsi_routing)
 	entries = malloc(size + 1);
 	if (!entries)
 		return -ENOMEM;
-	result = copy_from_client(entries, (u8 *)c->client + sizeof(routing), size);
+	result = copy_from_client(entries, client_at(c->client, sizeof(routing)), size);
 	if (!result)
 		result = irq_set_routing(c->vm, entries, routing.nr);
 	free(entries);
@@ -372,7 +372,7 @@ HANDLER(set_signal_mask)
 		return -EFAULT;
 	if (mask.len != 8)
 		return -EINVAL;
-	if (copy_from_client(&c->vcpu->signal_mask_value, (u8 *)c->client + sizeof(mask), 8))
+	if (copy_from_client(&c->vcpu->signal_mask_value, client_at(c->client, sizeof(mask)), 8))
 		return -EFAULT;
 	c->vcpu->signal_mask_set = true;
 	return 0;

@@ -45,6 +45,11 @@ unsigned fd_process_generation(void); // changes in a child after fork
 // ---- client memory: -EFAULT instead of a signal ----
 int copy_from_client(void *to, const void *from, size_t size);
 int copy_to_client(void *to, const void *from, size_t size);
+// The client's pointer may be any number: no pointer arithmetic.
+static inline void *client_at(const void *client, size_t offset)
+{
+	return (void *)((uintptr_t)client + offset);
+}
 
 // ---- options (options.c) ----
 extern bool option_trace_cp, option_single_grain;

@@ -27,7 +27,7 @@ long msrs_ioctl(struct vcpu *vcpu, void *client, bool write)
 {
 	struct kvm_msrs header;
 	struct kvm_msr_entry *entries;
-	u8 *array = (u8 *)client + sizeof(header);
+	void *array = client_at(client, sizeof(header));
 	size_t size;
 	long result = copy_from_client(&header, client, sizeof(header));
 	u32 done = 0;
@@ -64,5 +64,5 @@ int msr_list_ioctl(void *client, bool features)
 		return result;
 	if (room < count)
 		return -E2BIG;
-	return copy_to_client((u8 *)client + sizeof(struct kvm_msr_list), list, count * sizeof(list[0]));
+	return copy_to_client(client_at(client, sizeof(struct kvm_msr_list)), list, count * sizeof(list[0]));
 }

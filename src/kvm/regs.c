@@ -177,5 +177,5 @@ int reg_list(struct vcpu *vcpu, void *client)
 		return result;
 	if (room < list.n)
 		return -E2BIG;
-	return copy_to_client((u8 *)client + sizeof(list.n), list.reg, list.n * sizeof(list.reg[0]));
+	return copy_to_client(client_at(client, sizeof(list.n)), list.reg, list.n * sizeof(list.reg[0]));
 }
