@@ -226,6 +226,12 @@ static void test_from_user(void)
 	CHECK_EQ(*ss_mem(SS_TOKEN), SS_TOKEN | 1, "delivery from ring 3 makes the token busy");
 	CHECK_EQ(outcome.pl3_ssp, USS_TOP, "delivery from ring 3 saves SSP in PL3_SSP");
 
+	r.rip = ADDR(inc_int30);
+	r.gpr[RAX] = 2;
+	run(&r);
+	CHECK_EQ(outcome.pl3_ssp, USS_TOP + 8, "as it is then, not as PL3_SSP was");
+	r.rip = ADDR(int30);
+
 	r.u_cet = 0;
 	r.pl3_ssp = USS_BASE + 0x100;
 	run(&r);
