@@ -40,7 +40,7 @@ fi
 say "2. The same processor with CET"
 echo "The same kernel, the same program. CALL now also pushes the return address on a shadow stack that"
 echo "ordinary stores cannot reach, and RET compares the two. --trace cp tells each mismatch."
-run "$cetkvm" run --kernel "$kernel/vmlinuz" --append "console=ttyS0" --trace cp \
+run "$cetkvm" run --kernel "$kernel/vmlinuz" --append "console=ttyS0 ignore_loglevel" --trace cp \
 	--program "$build/demo/overwrite" >"$log.all" 2>&1
 status=$?
 head -n 1 "$log.all"
