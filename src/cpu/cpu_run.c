@@ -7,7 +7,7 @@
 #include "cpu/debug.h"
 #include "cpu/fpu.h"
 #include "cpu/guest_access.h"
-#include "cpu/jit.h"
+#include "cpu/jit_translate.h"
 #include "cpu/mem.h"
 #include "cpu/system.h"
 #include "cpu/transfer.h"
@@ -406,6 +406,7 @@ static void call_handler(struct cpu *cpu, const struct call_record *r)
 	if (r->unload)
 		cpu_fpu_unload(cpu);
 	cpu->jit->slow_active = 0;
+	jit_cook_flags(cpu, r->recipe);
 	r->handler(cpu, &r->insn);
 }
 
@@ -556,6 +557,7 @@ FROM_TRANSLATED u64 jit_c_mem_slow(struct cpu *cpu, u64 record, u64 linear)
 	ENTER_C(cpu);
 	locate(cpu, r->page_offset, r->length);
 	cpu->jit->stat_mem_slow++;
+	jit_cook_flags(cpu, r->recipe);
 	check_x87_pending(cpu, r);
 	check_alignment(cpu, r, linear);
 	check_canonical(cpu, r, linear);
@@ -647,6 +649,7 @@ FROM_TRANSLATED u64 jit_c_host_fault(struct cpu *cpu)
 		for (unsigned g = 0; g < 16; g++)
 			if (jit_home[g] == p->flags >> POINT_SPILLED_SHIFT)
 				cpu->gpr[g] = cpu->temp[3];
+	jit_cook_flags(cpu, p->recipe);
 	if (p->flags & POINT_FLAGS_IN_HOST)
 		cpu_set_arith(cpu, jit->fault_flags);
 	switch (jit->fault_trap) {

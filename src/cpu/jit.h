@@ -61,6 +61,7 @@ struct point {
 	u16 page_offset; // of the guest instruction in its page
 	u8 length;
 	u8 flags;
+	u32 recipe; // of the arithmetic flags, see jit_flags.c; 0: cpu->arith (or the host's) has them
 };
 #define POINT_FLAGS_IN_HOST 1 // arithmetic flags are in the host's when the instruction itself executes
 #define POINT_SPILLED_SHIFT 4 // bits 7:4: host register lent to another guest register; its value is in temp[3]
@@ -74,6 +75,7 @@ struct mem_record {
 	u8 length;
 	u8 size;
 	u16 access; // enum access
+	u32 recipe; // of the arithmetic flags; 0: cpu->arith has them
 	u8 ss;	    // #SS rather than #GP when not canonical
 	bool locked;
 	bool x87;   // a waiting x87 or MMX instruction: a pending #MF comes before its memory operand
@@ -86,7 +88,16 @@ struct call_record {
 	u16 page_offset;
 	u8 length;
 	bool end, unload;
+	u32 recipe;
 	struct insn insn;
+};
+
+// How to make arithmetic flags again that were not saved: see jit_flags.c.
+struct flags_recipe {
+	u16 mnemonic;
+	u8 size;
+	u8 result, source; // guest registers
+	s64 immediate;
 };
 
 struct code_page {
@@ -98,6 +109,7 @@ struct code_page {
 };
 
 #define VICTIM_BITS 10
+#define JIT_DECODED_SIZE (256u << 10)
 #define JIT_HASH_BITS 16
 #define JIT_PAGE_HASH_BITS 12
 
@@ -114,6 +126,10 @@ struct jit {
 	u32 mem_count, mem_max;
 	struct call_record *calls;
 	u32 call_count, call_max;
+	struct flags_recipe *recipes;
+	u32 recipe_count, recipe_max;
+	void *decoded; // struct decoded[], for the block being made
+	unsigned next_site;
 	struct code_page *pages;
 	u32 page_count, page_max;
 	u32 hash[1 << JIT_HASH_BITS];

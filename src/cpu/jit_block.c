@@ -29,10 +29,12 @@ void tr_call(struct translation *t, insn_handler *handler, unsigned flags)
 {
 	struct call_record *r = &t->jit->calls[t->jit->call_count];
 
-	tr_save_flags(t);
+	if (t->flags != FLAGS_LOST)
+		tr_save_flags(t);
 	*r = (struct call_record){ .handler = handler, .page_offset = t->page_offset,
 				   .length = t->zi.length, .end = flags & INSN_END,
-				   .unload = flags & INSN_UNLOAD_FPU };
+				   .unload = flags & INSN_UNLOAD_FPU,
+				   .recipe = t->flags == FLAGS_LOST ? t->recipe_number : 0 };
 	jit_decode_insn(&t->zi, t->op, &r->insn);
 	r->insn.row = insn_row_in_c(t->zi.mnemonic);
 	e_mov_imm32(&t->e, H_RAX, t->jit->call_count++);
@@ -133,14 +135,14 @@ static void bit_string(struct translation *t)
 	tr_access_done(t);
 }
 
-static bool is_bit_string(const struct translation *t)
+bool jit_is_bit_string(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *op)
 {
-	switch (t->zi.mnemonic) {
+	switch (zi->mnemonic) {
 	case ZYDIS_MNEMONIC_BT:
 	case ZYDIS_MNEMONIC_BTS:
 	case ZYDIS_MNEMONIC_BTR:
 	case ZYDIS_MNEMONIC_BTC:
-		return t->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY && t->op[1].type == ZYDIS_OPERAND_TYPE_REGISTER;
+		return op[0].type == ZYDIS_OPERAND_TYPE_MEMORY && op[1].type == ZYDIS_OPERAND_TYPE_REGISTER;
 	default:
 		return false;
 	}
@@ -158,7 +160,7 @@ static void translate_insn(struct translation *t)
 		return;
 	switch (row->kind) {
 	case INSN_COPY:
-		if (is_bit_string(t))
+		if (jit_is_bit_string(&t->zi, t->op))
 			bit_string(t);
 		else
 			tr_copy(t);
@@ -248,117 +250,218 @@ static void fetch(struct cpu *cpu, const u8 *page, unsigned offset, bool both, s
 	f->available += 16;
 }
 
-static ZyanStatus decode(ZydisDecoder *decoder, struct translation *t, const struct fetch *f)
-{
-	ZyanStatus status = ZydisDecoderDecodeFull(decoder, f->at, f->available < 15 ? f->available : 15, &t->zi, t->op);
+_Static_assert(MAX_INSNS * sizeof(struct decoded) <= JIT_DECODED_SIZE, "room for a block");
 
-	t->bytes = f->at;
-	if (ZYAN_SUCCESS(status) && t->zi.mnemonic == ZYDIS_MNEMONIC_PAUSE && t->zi.raw.rex.B &&
-	    (t->zi.attributes & ZYDIS_ATTRIB_HAS_REX)) {
+// Decodes from a copy: another vCPU may change the bytes while they are looked at, and what is copied
+// later must be what was found harmless here.
+static ZyanStatus decode(ZydisDecoder *decoder, struct decoded *d, const struct fetch *f)
+{
+	unsigned available = f->available < 15 ? f->available : 15;
+	ZyanStatus status;
+
+	memcpy(d->bytes, f->at, available);
+	status = ZydisDecoderDecodeFull(decoder, d->bytes, available, &d->zi, d->op);
+	if (ZYAN_SUCCESS(status) && d->zi.mnemonic == ZYDIS_MNEMONIC_PAUSE && d->zi.raw.rex.B &&
+	    (d->zi.attributes & ZYDIS_ATTRIB_HAS_REX)) {
 		// F3 with REX.B 90 is XCHG R8, RAX to processors: show Zydis other prefixes for the F3.
-		memcpy(t->patched, f->at, t->zi.length);
-		for (unsigned i = 0; i < t->zi.raw.prefix_count; i++)
-			if (t->patched[i] == 0xf3)
-				t->patched[i] = 0x3e;
-		t->bytes = t->patched;
-		return ZydisDecoderDecodeFull(decoder, t->patched, t->zi.length, &t->zi, t->op);
+		for (unsigned i = 0; i < d->zi.raw.prefix_count; i++)
+			if (d->bytes[i] == 0xf3)
+				d->bytes[i] = 0x3e;
+		return ZydisDecoderDecodeFull(decoder, d->bytes, d->zi.length, &d->zi, d->op);
 	}
-	if (!ZYAN_SUCCESS(status) || !t->zi.raw.sib.offset || t->zi.raw.modrm.mod || t->zi.raw.sib.base != 5)
+	if (!ZYAN_SUCCESS(status) || !d->zi.raw.sib.offset || d->zi.raw.modrm.mod || d->zi.raw.sib.base != 5)
 		return status;
 	// SIB without a base: Zydis 4.0 takes it for R13D with REX.B and 32-bit addresses.
-	for (unsigned i = 0; i < t->zi.operand_count; i++) {
-		ZydisDecodedOperand *op = &t->op[i];
+	for (unsigned i = 0; i < d->zi.operand_count; i++) {
+		ZydisDecodedOperand *op = &d->op[i];
 
 		if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && op->mem.base == ZYDIS_REGISTER_R13D) {
 			op->mem.base = ZYDIS_REGISTER_NONE;
 			op->mem.disp.has_displacement = true;
-			op->mem.disp.value = t->zi.raw.disp.value;
+			op->mem.disp.value = d->zi.raw.disp.value;
 		}
 	}
 	return status;
 }
 
-static void begin_point(struct translation *t)
+static bool ends_straight_line(const struct decoded *d)
 {
+	return d->zi.meta.category == ZYDIS_CATEGORY_UNCOND_BR || d->zi.meta.category == ZYDIS_CATEGORY_CALL ||
+	       d->zi.meta.category == ZYDIS_CATEGORY_RET;
+}
+
+// Decodes behind the first instruction, as far as the block can go at most. The status of what ended it.
+static ZyanStatus decode_ahead(struct cpu *cpu, ZydisDecoder *decoder, struct translation *t, const u8 *page,
+			       unsigned limit)
+{
+	unsigned offset = t->list[0].offset + t->list[0].zi.length;
+	ZyanStatus status = ZYAN_STATUS_SUCCESS;
+	struct fetch f;
+
+	for (t->listed = 1; t->listed < limit && offset < 4096; t->listed++) {
+		struct decoded *d = &t->list[t->listed];
+
+		if (ends_straight_line(d - 1))
+			break;
+		fetch(cpu, page, offset, false, &f);
+		status = decode(decoder, d, &f);
+		if (!ZYAN_SUCCESS(status))
+			break;
+		d->offset = offset;
+		offset += d->zi.length;
+	}
+	for (unsigned i = 0; i < t->listed; i++)
+		t->list[i].use = limit > 1 ? jit_flag_use(t, &t->list[i]) : FLAGS_READ;
+	return status;
+}
+
+static void begin_insn(struct translation *t, const struct decoded *d)
+{
+	t->zi = d->zi;
+	memcpy(t->op, d->op, sizeof(t->op[0]) * d->zi.operand_count);
+	t->bytes = d->bytes;
+	t->page_offset = d->offset;
+	t->flags_made = false;
 	t->point = &t->jit->points[t->jit->point_count++];
-	*t->point = (struct point){ .code = t->e.p - t->jit->rw, .page_offset = t->page_offset,
-				    .length = t->zi.length };
+	*t->point = (struct point){ .code = t->e.p - t->jit->rw, .page_offset = d->offset,
+				    .length = d->zi.length,
+				    .recipe = t->flags == FLAGS_LOST ? t->recipe_number : 0 };
 	t->block->points++;
+}
+
+static void end_insn(struct translation *t, const struct decoded *d)
+{
+	jit_keep_recipe(t, d);
+	if (t->flags_made)
+		jit_note_flags(t);
+	t->jit->stat_insns++;
+}
+
+// A conditional jump back to the block's start: its body may be repeated instead, which saves the
+// look at the request word and the flags that the body overwrites.
+static bool closes_loop(const struct translation *t, const struct decoded *d, unsigned emitted)
+{
+	return d->zi.meta.category == ZYDIS_CATEGORY_COND_BR && MODE_64(t->mode) &&
+	       (d->zi.opcode_map == ZYDIS_OPCODE_MAP_0F || (d->zi.opcode & 0xf0) == 0x70) &&
+	       d->offset + d->zi.length + d->op[0].imm.value.s == t->list[0].offset &&
+	       emitted + t->index + 1 <= MAX_INSNS;
+}
+
+static void find_loop(struct translation *t)
+{
+	for (unsigned i = 0; i < t->listed; i++) {
+		t->index = i;
+		t->loop |= closes_loop(t, &t->list[i], 0);
+	}
+}
+
+#define UNROLL 4
+
+static void emit_block(struct translation *t, unsigned limit, ZyanStatus last)
+{
+	unsigned emitted = 0, rounds = 1;
+	bool shadowed;
+
+	for (t->index = 0;; t->index++) {
+		struct decoded *d = &t->list[t->index];
+
+		if (t->index == t->listed) {
+			if (t->listed < limit && !ZYAN_SUCCESS(last) && last != ZYDIS_STATUS_NO_MORE_DATA) {
+				*d = (struct decoded){ .offset = d[-1].offset + d[-1].zi.length,
+						       .zi.length = 1 };
+				begin_insn(t, d);
+				// What is too long raises #GP, everything else that is none #UD.
+				tr_raise(t, last == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? VECTOR_GP : VECTOR_UD);
+				t->listed++;
+				return;
+			}
+			t->zi.length = 0;
+			t->page_offset = d[-1].offset;
+			tr_goto_offset(t, d[-1].offset + d[-1].zi.length);
+			return;
+		}
+		shadowed = t->sti_shadow;
+		begin_insn(t, d);
+		emitted++;
+		if (rounds < UNROLL && closes_loop(t, d, emitted)) {
+			tr_repeat(t);
+			rounds++;
+			t->index = -1u;
+			continue;
+		}
+		translate_insn(t);
+		end_insn(t, d);
+		if (t->done) {
+			t->listed = t->index + 1;
+			return;
+		}
+		if (shadowed) {
+			t->listed = t->index + 1;
+			tr_goto_offset(t, d->offset + d->zi.length);
+			return;
+		}
+	}
 }
 
 // Translates at cpu->rip, whose page is at `page`. The guest's vector state is put away: Zydis may
 // use vector registers.
 struct block *jit_translate(struct cpu *cpu, u8 *page, u64 gpa, u32 mode)
 {
-	struct translation t = { .cpu = cpu, .jit = cpu->jit, .mode = mode };
-	unsigned offset = gpa & 0xfff, count = 0, limit = mode & (MODE_SINGLE | MODE_SLOWMEM | MODE_WAIT) ? 1 : MAX_INSNS;
-	unsigned first_offset = offset;
+	struct jit *jit = cpu->jit;
+	struct translation t = { .cpu = cpu, .jit = jit, .mode = mode, .list = jit->decoded };
+	unsigned limit = mode & (MODE_SINGLE | MODE_SLOWMEM | MODE_WAIT) ? 1 : MAX_INSNS;
 	ZydisDecoder decoder;
-	ZyanStatus status;
+	ZyanStatus first, last;
 	struct fetch f;
 
 	init_decoder(&decoder, cpu, mode);
 	jit_page_gets_code(cpu, gpa);
 	// A first instruction that crosses the page needs the next page, whose fetch may fault: find out
 	// before anything is allocated.
-	fetch(cpu, page, offset, false, &f);
-	status = decode(&decoder, &t, &f);
-	if (status == ZYDIS_STATUS_NO_MORE_DATA) {
-		fetch(cpu, page, offset, true, &f);
+	t.list[0].offset = gpa & 0xfff;
+	fetch(cpu, page, gpa & 0xfff, false, &f);
+	first = decode(&decoder, &t.list[0], &f);
+	if (first == ZYDIS_STATUS_NO_MORE_DATA) {
+		fetch(cpu, page, gpa & 0xfff, true, &f);
 		jit_page_gets_code(cpu, f.gpa2);
-		status = decode(&decoder, &t, &f);
+		first = decode(&decoder, &t.list[0], &f);
 		limit = 1;
 	}
 	t.block = jit_new_block(cpu, gpa, mode);
-	t.e = (struct emit){ cpu->jit->next, cpu->jit->rw + cpu->jit->size, cpu->jit->rx - cpu->jit->rw };
-	t.block->code = cpu->jit->next - cpu->jit->rw;
+	t.e = (struct emit){ jit->next, jit->rw + jit->size, jit->rx - jit->rw };
+	t.block->code = jit->next - jit->rw;
 	t.block->gpa2 = f.gpa2;
 	t.flags = FLAGS_MEM;
 	if (!(mode & MODE_SINGLE)) {
 		e_alu_field_imm(&t.e, 7, OFF(request), 0);
 		tr_cold(&t, (struct cold){ .kind = COLD_REQUEST, .hole = e_jcc_hole(&t.e, CC_NE),
-					   .target = offset });
+					   .target = gpa & 0xfff });
 	}
-	for (;;) {
-		bool shadowed = t.sti_shadow;
-
-		t.page_offset = offset;
-		begin_point(&t);
-		if ((mode & MODE_WAIT) && translate_waiting(&t, ZYAN_SUCCESS(status))) {
-			offset += t.zi.length;
-			break;
-		}
-		if (!ZYAN_SUCCESS(status)) {
-			// Instructions that are too long raise #GP, everything else that is none #UD.
-			t.zi = (ZydisDecodedInstruction){ .length = 1 };
-			t.point->length = 1;
-			tr_raise(&t, status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? VECTOR_GP : VECTOR_UD);
-			offset++;
-			break;
-		}
-		translate_insn(&t);
-		offset += t.zi.length;
-		cpu->jit->stat_insns++;
-		if (t.done)
-			break;
-		if (++count == limit || shadowed || offset >= 4096) {
-			tr_goto_offset(&t, offset);
-			break;
-		}
-		fetch(cpu, page, offset, false, &f);
-		status = decode(&decoder, &t, &f);
-		if (status == ZYDIS_STATUS_NO_MORE_DATA) { // crosses the page: a block of its own
-			t.zi.length = 0;
-			t.page_offset = offset;
-			tr_goto_offset(&t, offset);
-			break;
+	if (!ZYAN_SUCCESS(first)) {
+		t.list[0] = (struct decoded){ .offset = gpa & 0xfff, .zi.length = 1 };
+		begin_insn(&t, &t.list[0]);
+		t.listed = 1;
+		if (!(mode & MODE_WAIT) || !translate_waiting(&t, false))
+			tr_raise(&t, first == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? VECTOR_GP : VECTOR_UD);
+	} else {
+		last = decode_ahead(cpu, &decoder, &t, page, limit);
+		if (mode & MODE_WAIT) {
+			begin_insn(&t, &t.list[0]);
+			if (!translate_waiting(&t, true)) {
+				jit->point_count--; // INT3, INT1: as ever
+				t.block->points--;
+				emit_block(&t, limit, last);
+			}
+		} else {
+			find_loop(&t);
+			emit_block(&t, limit, last);
 		}
 	}
-	t.block->length = offset - first_offset;
+	t.block->length = t.list[t.listed - 1].offset + t.list[t.listed - 1].zi.length - (gpa & 0xfff);
 	tr_emit_colds(&t);
-	t.block->code_size = t.e.p - (cpu->jit->rw + t.block->code);
+	t.block->code_size = t.e.p - (jit->rw + t.block->code);
 	BUG_ON(t.block->code_size > 64 << 10);
-	cpu->jit->next = t.e.p;
-	jit_publish_block(cpu->jit, t.block);
+	jit->next = t.e.p;
+	jit_publish_block(jit, t.block);
 	return t.block;
 }

@@ -116,10 +116,13 @@ int jit_create(struct cpu *cpu, struct vm_code *vm)
 	jit->mems = reserve(jit->mem_max * sizeof(*jit->mems));
 	jit->call_max = 1 << 18;
 	jit->calls = reserve(jit->call_max * sizeof(*jit->calls));
+	jit->recipe_max = 1 << 19;
+	jit->recipes = reserve(jit->recipe_max * sizeof(*jit->recipes));
+	jit->decoded = reserve(JIT_DECODED_SIZE);
 	jit->page_max = 1 << 16;
 	jit->pages = reserve(jit->page_max * sizeof(*jit->pages));
 	if (jit->rw == MAP_FAILED || jit->rx == MAP_FAILED || !jit->blocks || !jit->points ||
-	    !jit->mems || !jit->calls || !jit->pages)
+	    !jit->mems || !jit->calls || !jit->pages || !jit->recipes || !jit->decoded)
 		return -1; // the VM is about to be torn down by the caller
 	jit_make_thunks(jit);
 	pthread_mutex_lock(&vm->lock);
@@ -149,6 +152,8 @@ void jit_destroy(struct cpu *cpu)
 	munmap(jit->points, jit->point_max * sizeof(*jit->points));
 	munmap(jit->mems, jit->mem_max * sizeof(*jit->mems));
 	munmap(jit->calls, jit->call_max * sizeof(*jit->calls));
+	munmap(jit->recipes, jit->recipe_max * sizeof(*jit->recipes));
+	munmap(jit->decoded, JIT_DECODED_SIZE);
 	munmap(jit->pages, jit->page_max * sizeof(*jit->pages));
 	munmap(jit, sizeof(*jit));
 	cpu->jit = NULL;
@@ -272,6 +277,7 @@ void jit_flush(struct cpu *cpu)
 	memset(jit->hash, 0, sizeof(jit->hash));
 	memset(jit->page_hash, 0, sizeof(jit->page_hash));
 	jit->block_count = jit->point_count = jit->mem_count = jit->call_count = 0;
+	jit->recipe_count = 0;
 	jit->page_count = 0;
 	jit->next = jit->first;
 	jit->stat_flushes++;
@@ -285,7 +291,8 @@ struct block *jit_new_block(struct cpu *cpu, u64 gpa, u32 mode)
 	// Room for the largest block: see jit_block.c.
 	if (jit->next + (64 << 10) > jit->rw + jit->size || jit->block_count + 1 >= jit->block_max ||
 	    jit->point_count + 256 >= jit->point_max || jit->mem_count + 1024 >= jit->mem_max ||
-	    jit->call_count + 512 >= jit->call_max || jit->page_count + 2 >= jit->page_max)
+	    jit->call_count + 512 >= jit->call_max || jit->page_count + 2 >= jit->page_max ||
+	    jit->recipe_count + 256 >= jit->recipe_max)
 		jit_flush(cpu);
 	struct block *b = &jit->blocks[jit->block_count];
 

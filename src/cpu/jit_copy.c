@@ -360,7 +360,7 @@ static void emit_vex(struct translation *t, struct copy *c)
 	emit_immediates(t);
 }
 
-static u32 flags_needed(const ZydisDecodedInstruction *zi, u32 *written)
+u32 jit_flags_needed(const ZydisDecodedInstruction *zi, u32 *written)
 {
 	const ZydisAccessedFlags *f = zi->cpu_flags;
 	u32 changed, undefined;
@@ -390,7 +390,7 @@ void tr_copy(struct translation *t)
 {
 	struct copy c = { 0 };
 	struct emit *e = &t->e;
-	u32 written, needed = flags_needed(&t->zi, &written);
+	u32 written, needed = jit_flags_needed(&t->zi, &written);
 
 	survey(t, &c);
 	if (c.memory)
@@ -417,8 +417,10 @@ void tr_copy(struct translation *t)
 		emit_vex(t, &c);
 	else
 		emit_legacy(t, &c);
-	if (written)
+	if (written) {
 		t->flags = FLAGS_HOST;
+		t->flags_made = true;
+	}
 	for (unsigned i = 0; i < c.lents; i++)
 		if (c.lent[i].write) {
 			if (jit_home[c.lent[i].guest] == H_NONE)

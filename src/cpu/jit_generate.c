@@ -154,6 +154,12 @@ static void jcc(struct translation *t)
 	taken(t, e_jcc_hole(E(t), cc), target, known);
 }
 
+void tr_repeat(struct translation *t)
+{
+	tr_restore_flags(t);
+	taken(t, e_jcc_hole(E(t), (t->zi.opcode & 15) ^ 1), next_offset(t), true);
+}
+
 static void loop(struct translation *t)
 {
 	struct emit *e = E(t);
@@ -247,7 +253,7 @@ static void sized_store(struct translation *t, unsigned reg, unsigned size) // [
 // Pushes `reg` (T1: loaded from temp[0]).
 static void push(struct translation *t, unsigned reg, unsigned size)
 {
-	tr_save_flags(t);
+	tr_release_flags(t);
 	stack_address(t, -(int)size);
 	tr_access(t, ACCESS_WRITE | stack_bit(t), size, SEG_SS);
 	if (reg == H_T1)
@@ -299,7 +305,7 @@ static bool push_insn(struct translation *t)
 		if (g < 0)
 			return false; // segment register: C
 		if (jit_home[g] == H_NONE) {
-			tr_save_flags(t);
+			tr_release_flags(t);
 			e_load(E(t), H_T1, OFF_GPR(g));
 			e_store(E(t), H_T1, OFF(temp[0]));
 			push(t, H_T1, size);
@@ -309,7 +315,7 @@ static bool push_insn(struct translation *t)
 		break;
 	}
 	case ZYDIS_OPERAND_TYPE_IMMEDIATE:
-		tr_save_flags(t);
+		tr_release_flags(t);
 		stack_address(t, -(int)size);
 		tr_access(t, ACCESS_WRITE | stack_bit(t), size, SEG_SS);
 		if (size == 2)
@@ -343,7 +349,7 @@ static bool pop_insn(struct translation *t)
 
 	if (op->type == ZYDIS_OPERAND_TYPE_REGISTER && tr_gpr(op->reg.value, &high) < 0)
 		return false;
-	tr_save_flags(t);
+	tr_release_flags(t);
 	stack_address(t, 0);
 	tr_access(t, stack_bit(t), size, SEG_SS);
 	load_sized(t, H_T1, size);

@@ -20,6 +20,7 @@ void tr_cold(struct translation *t, struct cold cold)
 
 void tr_save_flags(struct translation *t)
 {
+	BUG_ON(t->flags == FLAGS_LOST);
 	if (t->flags != FLAGS_HOST)
 		return;
 	e1(&t->e, 0x9f);	      // lahf
@@ -30,6 +31,7 @@ void tr_save_flags(struct translation *t)
 
 void tr_restore_flags(struct translation *t)
 {
+	BUG_ON(t->flags == FLAGS_LOST);
 	if (t->flags != FLAGS_MEM)
 		return;
 	e_load32(&t->e, H_RAX, OFF(arith));
@@ -254,7 +256,7 @@ void tr_access(struct translation *t, unsigned access, unsigned size, unsigned s
 	int table;
 	unsigned bits;
 
-	tr_save_flags(t);
+	tr_release_flags(t);
 	if (user)
 		access |= ACCESS_USER;
 	if (access & ACCESS_SS) {
@@ -270,8 +272,10 @@ void tr_access(struct translation *t, unsigned access, unsigned size, unsigned s
 
 	t->jit->mems[record].align = t->alignment;
 	t->alignment = 0;
-
-	t->flags = FLAGS_MEM;
+	if (t->flags == FLAGS_LOST)
+		t->jit->mems[record].recipe = t->recipe_number;
+	else
+		t->flags = FLAGS_MEM;
 	if (t->mode & MODE_SLOWMEM) {
 		e_mov_imm32(e, H_RAX, record);
 		e_call(e, t->jit->slow_begin);
@@ -344,7 +348,7 @@ void tr_memory(struct translation *t, const ZydisDecodedOperand *op)
 	t->alignment = required_alignment(&t->zi, op->size / 8);
 	if (op->mem.base == ZYDIS_REGISTER_RSP && op->mem.index == ZYDIS_REGISTER_NONE && MODE_64(t->mode))
 		access |= ACCESS_STACK;
-	tr_save_flags(t);
+	tr_release_flags(t);
 	tr_address(t, op);
 	tr_access(t, access, op->size / 8, tr_segment(op->mem.segment));
 }

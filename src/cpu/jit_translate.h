@@ -14,6 +14,7 @@ enum flags_state {
 	FLAGS_MEM,  // in cpu->arith only
 	FLAGS_BOTH, // there and in the host's flags
 	FLAGS_HOST, // in the host's flags only
+	FLAGS_LOST, // nowhere: nothing reads them, and a recipe makes them for a fault
 };
 
 enum cold_kind { COLD_MEM, COLD_STACK, COLD_JCC, COLD_CHAIN, COLD_LOOKUP, COLD_REQUEST, COLD_CALL_END };
@@ -36,6 +37,16 @@ struct cold {
 #define MAX_INSNS 64
 #define MAX_COLD (MAX_INSNS * 6)
 
+// What is decoded of a block before anything of it is emitted.
+enum flag_use { FLAGS_IGNORE, FLAGS_KILL, FLAGS_READ };
+struct decoded {
+	ZydisDecodedInstruction zi;
+	ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
+	u8 bytes[16];
+	u16 offset;
+	u8 use; // enum flag_use
+};
+
 struct translation {
 	struct emit e;
 	struct cpu *cpu;
@@ -47,7 +58,6 @@ struct translation {
 	bool sti_shadow; // the instruction is the one behind STI
 	u16 page_offset; // of the current instruction
 	const u8 *bytes; // of the current instruction
-	u8 patched[15];
 	struct point *point;
 	ZydisDecodedInstruction zi;
 	ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
@@ -55,10 +65,24 @@ struct translation {
 	u32 open_record; // slow-memory grain: record of the access in progress
 	u8 alignment; // that the memory operand needs
 	bool open, open_write;
+	struct decoded *list;
+	unsigned listed, index; // of the current instruction
+	struct flags_recipe recipe; // of the flags in the host's
+	bool recipe_known, flags_made;
+	u32 recipe_number; // FLAGS_LOST
+	bool loop; // the block jumps to its own start
 	struct cold cold[MAX_COLD];
 	unsigned colds;
 };
 
+// jit_flags.c
+void tr_release_flags(struct translation *t); // the host's flags may be overwritten behind this
+enum flag_use jit_flag_use(const struct translation *t, const struct decoded *d);
+void jit_note_flags(struct translation *t);
+void jit_keep_recipe(struct translation *t, const struct decoded *d);
+void jit_cook_flags(struct cpu *cpu, u32 number);
+u32 jit_flags_needed(const ZydisDecodedInstruction *zi, u32 *written);
+bool jit_is_bit_string(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *op);
 // jit_mem.c
 void tr_save_flags(struct translation *t);	  // makes cpu->arith valid
 void tr_restore_flags(struct translation *t);	  // makes the host's flags valid; uses T1
@@ -83,6 +107,7 @@ void tr_call(struct translation *t, insn_handler *handler, unsigned flags); // C
 void tr_raise(struct translation *t, enum vector vector);
 void tr_goto(struct translation *t, u32 site, bool indirect); // T0 = target RIP
 void tr_goto_offset(struct translation *t, s64 page_offset);
+void tr_repeat(struct translation *t); // a conditional jump to the block's start: taken inline
 void tr_leave(struct translation *t, s64 page_offset); // to the run loop, RIP = there
 // jit_decode.c
 void jit_decode_insn(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *op, struct insn *insn);
