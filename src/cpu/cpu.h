@@ -220,7 +220,7 @@ enum { TLB_K_BITS = 12, TLB_U_BITS = 12, TLB_SS_BITS = 6, TLB_CODE_BITS = 8 };
 struct jump_entry {
 	u64 rip, entry;
 };
-enum { JUMP_BITS = 12, JUMP_IBT_BITS = 10 };
+enum { SITE_PAGES = 64, JUMP_BITS = 12, JUMP_IBT_BITS = 10 };
 
 // Number of entries of all TLBs of a vCPU together, and what tlb.c notes about them.
 #define TLB_ENTRIES \
@@ -290,6 +290,9 @@ struct cpu {
 	// The page that each privilege class last wrote through RSP, and its host address: most stack accesses
 	// hit it. A part of the TLB: see tlb_forget_stack().
 	struct { u64 tag, host; } stack_page[2];
+	// The page each access of a loop last hit, by privilege class and by load or store; places are shared
+	// round robin. Forgotten with stack_page.
+	struct { u64 tag, host; } site_page[2][2][SITE_PAGES];
 
 	// ---- the rest is C's ----
 	u8 cpl;

@@ -670,8 +670,10 @@ FROM_TRANSLATED u64 jit_c_host_fault(struct cpu *cpu)
 		cpu_raise(cpu, cpu->cr4 & CR4_OSXMMEXCPT ? VECTOR_XM : VECTOR_UD);
 		break;
 	default:
-		if (jit->fault_address < 4096) // see tlb_forget_stack()
-			cpu_raise_error(cpu, VECTOR_SS, 0);
+		if (jit->fault_address < 4096) { // see tlb_forget_stack(): the slow path says which fault
+			jit->slow_once = true;
+			unwind(cpu);
+		}
 		cpu->fault_hva = jit->fault_address;
 		cpu_abort(cpu, CPU_EXIT_FAULT);
 	}

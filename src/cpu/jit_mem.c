@@ -220,18 +220,19 @@ static void slow_call(struct translation *t, int tag, u32 record, const u8 *back
 	e_jmp(e, back + e->to_rx);
 }
 
-// Not on the page the stack was last written on: the ordinary check. A write makes its page the one.
+// Not on the page that the stack was last written on, or that this access last hit: the ordinary
+// check. Its page becomes the one, but only a write makes the stack's.
 static void stack_miss(struct translation *t, struct cold *c)
 {
 	struct emit *e = &t->e;
-	bool write = c->access & ACCESS_WRITE;
-	int page = OFF(stack_page[MODE_CPL_OF(t->mode) == 3]), host = c->tlb + (int)offsetof(struct tlb_entry, host);
+	bool write = c->access & ACCESS_WRITE, remember = write || !(c->access & ACCESS_STACK);
+	int page = c->page, host = c->tlb + (int)offsetof(struct tlb_entry, host);
 	int tag = c->tlb + (write ? offsetof(struct tlb_entry, write) : offsetof(struct tlb_entry, read));
 	u8 *hole;
 
 	e_op_rm(e, true, 0x03, H_T0, H_RSP, page); // add rdi, tag: the address again
 	hole = look_up(e, c->bits, tag, c->size);
-	if (write) {
+	if (remember) {
 		e_store(e, H_T0, OFF(temp[2]));
 		e2(e, 0x48, 0x8b); // mov rdi, host
 		e_modrm_sib(e, H_T0, H_RSP, H_RAX, 0, host);
@@ -284,15 +285,20 @@ void tr_access(struct translation *t, unsigned access, unsigned size, unsigned s
 		t->open_write = write;
 		return;
 	}
-	if (access & ACCESS_STACK) {
+	bool site = access & ACCESS_SITE;
+
+	if ((access & ACCESS_STACK) || site) {
 		int page = OFF(stack_page[user]);
+
+		if (!(access & ACCESS_STACK))
+			page = OFF(site_page[user][write]) + 16 * (t->jit->next_site++ % SITE_PAGES);
 
 		e_op_rm(e, true, 0x2b, H_T0, H_RSP, page); // sub rdi, tag
 		e_alu_imm(e, true, 7, H_T0, 4096 - (int)size);
 		u8 *miss = e_jcc_hole(e, CC_A);
 		e_op_rm(e, true, 0x03, H_T0, H_RSP, page + 8); // add rdi, host
 		tr_cold(t, (struct cold){ .kind = COLD_STACK, .hole = miss, .back = e->p, .record = record,
-					  .tlb = table, .bits = bits, .access = access, .size = size });
+					  .tlb = table, .bits = bits, .access = access, .size = size, .page = page });
 		return;
 	}
 	int tag = table + (write ? offsetof(struct tlb_entry, write) : offsetof(struct tlb_entry, read));
@@ -336,6 +342,53 @@ static unsigned required_alignment(const ZydisDecodedInstruction *zi, unsigned s
 	}
 }
 
+#define NEAR 256 // bytes a loop's access may move each time round and still be called near
+
+// Does this instruction of the loop move register g by a constant that is not near? What changes it in
+// another way (a pointer followed, an index computed) is found on the same page often enough.
+static bool strides(const struct decoded *d, int g, unsigned scale)
+{
+	const ZydisDecodedOperand *a = &d->op[0], *b = &d->op[1];
+	bool high;
+	s64 step;
+
+	if (a->type != ZYDIS_OPERAND_TYPE_REGISTER || tr_gpr(a->reg.value, &high) != g)
+		return false;
+	switch (d->zi.mnemonic) {
+	case ZYDIS_MNEMONIC_ADD:
+	case ZYDIS_MNEMONIC_SUB:
+		if (b->type == ZYDIS_OPERAND_TYPE_REGISTER)
+			return true; // most likely a row's length
+		if (b->type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+			return false;
+		step = b->imm.value.s * (s64)scale;
+		break;
+	case ZYDIS_MNEMONIC_LEA:
+		if (tr_gpr(b->mem.base, &high) != g)
+			return false;
+		step = b->mem.disp.value * (s64)scale;
+		break;
+	default:
+		return false;
+	}
+	return step > NEAR || step < -NEAR;
+}
+
+// In a loop: is this operand likely to be on the page it was on the last time?
+static bool likely_same_page(const struct translation *t, const ZydisDecodedOperand *op)
+{
+	bool high;
+	int base = tr_gpr(op->mem.base, &high), index = tr_gpr(op->mem.index, &high);
+
+	if (!t->loop || !MODE_64(t->mode))
+		return false;
+	for (unsigned i = 0; i < t->listed; i++)
+		if ((base >= 0 && strides(&t->list[i], base, 1)) ||
+		    (index >= 0 && strides(&t->list[i], index, op->mem.scale)))
+			return false;
+	return true;
+}
+
 void tr_memory(struct translation *t, const ZydisDecodedOperand *op)
 {
 	unsigned access = 0;
@@ -348,6 +401,8 @@ void tr_memory(struct translation *t, const ZydisDecodedOperand *op)
 	t->alignment = required_alignment(&t->zi, op->size / 8);
 	if (op->mem.base == ZYDIS_REGISTER_RSP && op->mem.index == ZYDIS_REGISTER_NONE && MODE_64(t->mode))
 		access |= ACCESS_STACK;
+	else if (likely_same_page(t, op))
+		access |= ACCESS_SITE;
 	tr_release_flags(t);
 	tr_address(t, op);
 	tr_access(t, access, op->size / 8, tr_segment(op->mem.segment));

@@ -29,6 +29,7 @@ struct cold {
 	int tlb;	  // COLD_STACK: offset of the TLB
 	unsigned bits;	  // COLD_STACK: of the TLB's index
 	u16 access, size;
+	int page;	  // COLD_STACK: offset of the page remembered
 	bool save_flags;  // COLD_JCC
 	s64 target;	  // page offset, may be outside 0..4095
 	bool indirect;
@@ -89,6 +90,7 @@ void tr_restore_flags(struct translation *t);	  // makes the host's flags valid;
 int tr_gpr(ZydisRegister reg, bool *high);	  // guest register number, -1: not a GPR
 void tr_address(struct translation *t, const ZydisDecodedOperand *op); // T0 = offset in its segment; uses T1
 #define ACCESS_RMW_READS 0x100
+#define ACCESS_SITE 0x400 // likely to be on the page it last hit
 #define ACCESS_STACK 0x200 // through RSP: likely to hit cpu->stack_page
 // T0 = linear address -> T0 = host address, checked. Uses T1 and the host's flags.
 void tr_access(struct translation *t, unsigned access, unsigned size, unsigned seg);

@@ -77,6 +77,12 @@ static inline void tlb_forget_stack(struct cpu *cpu)
 	// jit_c_host_fault() knows what that means.
 	cpu->stack_page[0].tag = cpu->stack_page[1].tag = 1ull << 62;
 	cpu->stack_page[0].host = cpu->stack_page[1].host = 0;
+	for (unsigned user = 0; user < 2; user++)
+		for (unsigned write = 0; write < 2; write++)
+			for (unsigned i = 0; i < SITE_PAGES; i++) {
+				cpu->site_page[user][write][i].tag = 1ull << 62;
+				cpu->site_page[user][write][i].host = 0;
+			}
 }
 void tlb_flush_all(struct cpu *cpu);	    // everything, also code translations by address
 void tlb_flush_nonglobal(struct cpu *cpu);  // MOV CR3, INVPCID all but globals
