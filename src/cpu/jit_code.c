@@ -18,7 +18,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define CACHE_SIZE (24u << 20)
+#define CACHE_SIZE (20u << 20)
 #define LEAF_BITS 14
 #define TOP_BITS 18 // guest-physical addresses up to 2^(12+14+18) = 16 TiB
 
