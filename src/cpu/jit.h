@@ -184,6 +184,7 @@ int jit_create(struct cpu *cpu, struct vm_code *vm);
 void jit_destroy(struct cpu *cpu);
 void jit_flush(struct cpu *cpu); // forget every block
 struct block *jit_find(struct jit *jit, u64 gpa, u32 mode);
+void jit_make_room(struct cpu *cpu);
 struct block *jit_new_block(struct cpu *cpu, u64 gpa, u32 mode);
 void jit_publish_block(struct jit *jit, struct block *block);
 struct block *jit_block_of_pc(struct jit *jit, u64 pc);

@@ -412,21 +412,28 @@ struct block *jit_translate(struct cpu *cpu, u8 *page, u64 gpa, u32 mode)
 	unsigned limit = mode & (MODE_SINGLE | MODE_SLOWMEM | MODE_WAIT) ? 1 : MAX_INSNS;
 	ZydisDecoder decoder;
 	ZyanStatus first, last;
+	u64 flushes;
 	struct fetch f;
 
 	init_decoder(&decoder, cpu, mode);
-	jit_page_gets_code(cpu, gpa);
+	jit_make_room(cpu);
 	// A first instruction that crosses the page needs the next page, whose fetch may fault: find out
-	// before anything is allocated.
-	t.list[0].offset = gpa & 0xfff;
-	fetch(cpu, page, gpa & 0xfff, false, &f);
-	first = decode(&decoder, &t.list[0], &f);
-	if (first == ZYDIS_STATUS_NO_MORE_DATA) {
-		fetch(cpu, page, gpa & 0xfff, true, &f);
-		jit_page_gets_code(cpu, f.gpa2);
+	// before anything is allocated. Waiting for other vCPUs may flush the cache, which takes back that
+	// the page is known to hold code: then look at its bytes again.
+	do {
+		flushes = jit->stat_flushes;
+		jit_page_gets_code(cpu, gpa);
+		t.list[0].offset = gpa & 0xfff;
+		fetch(cpu, page, gpa & 0xfff, false, &f);
 		first = decode(&decoder, &t.list[0], &f);
-		limit = 1;
-	}
+		if (first == ZYDIS_STATUS_NO_MORE_DATA) {
+			fetch(cpu, page, gpa & 0xfff, true, &f);
+			jit_page_gets_code(cpu, f.gpa2);
+			fetch(cpu, page, gpa & 0xfff, true, &f);
+			first = decode(&decoder, &t.list[0], &f);
+			limit = 1;
+		}
+	} while (flushes != jit->stat_flushes);
 	t.block = jit_new_block(cpu, gpa, mode);
 	t.e = (struct emit){ jit->next, jit->rw + jit->size, jit->rx - jit->rw };
 	t.block->code = jit->next - jit->rw;

@@ -284,7 +284,9 @@ void jit_flush(struct cpu *cpu)
 	jit_clear_jumps(cpu);
 }
 
-struct block *jit_new_block(struct cpu *cpu, u64 gpa, u32 mode)
+// Empties the cache when the largest block might not fit. Before a page is announced as code: a flush takes
+// such announcements back.
+void jit_make_room(struct cpu *cpu)
 {
 	struct jit *jit = cpu->jit;
 
@@ -294,6 +296,11 @@ struct block *jit_new_block(struct cpu *cpu, u64 gpa, u32 mode)
 	    jit->call_count + 512 >= jit->call_max || jit->page_count + 2 >= jit->page_max ||
 	    jit->recipe_count + 256 >= jit->recipe_max)
 		jit_flush(cpu);
+}
+
+struct block *jit_new_block(struct cpu *cpu, u64 gpa, u32 mode)
+{
+	struct jit *jit = cpu->jit;
 	struct block *b = &jit->blocks[jit->block_count];
 
 	*b = (struct block){ .gpa = gpa, .mode = mode, .first_point = jit->point_count };
