@@ -202,6 +202,7 @@ struct vcpu {
 	u64 timer_deadline;
 
 	u32 mp_state;
+	bool immediate_exit; // as KVM_RUN found it
 	bool exit_to_user; // a callback wants KVM_RUN to return; exit_result is its value
 	unsigned slot_hint; // memslots.c
 

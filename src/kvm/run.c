@@ -248,9 +248,12 @@ static void fill_debug(struct vcpu *vcpu)
 	run->debug.arch.dr7 = cpu->debug_exit.dr7;
 }
 
+// A client that only wants pending I/O completed sets immediate_exit beforehand, and reads on in the
+// exit it has: that one stays.
 static long interrupted(struct vcpu *vcpu)
 {
-	vcpu->run->exit_reason = KVM_EXIT_INTR;
+	if (!vcpu->immediate_exit)
+		vcpu->run->exit_reason = KVM_EXIT_INTR;
 	return -EINTR;
 }
 
@@ -411,6 +414,7 @@ long vcpu_run(struct vcpu *vcpu)
 		pthread_sigmask(SIG_SETMASK, &mask, &old);
 	}
 	vcpu->has_run = true;
+	vcpu->immediate_exit = __atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST);
 	io_complete(vcpu);
 	if (vcpu->mp_state == KVM_MP_STATE_UNINITIALIZED)
 		result = run_uninitialized(vcpu);
