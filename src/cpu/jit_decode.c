@@ -63,6 +63,7 @@ static void decode_register(ZydisRegister reg, struct operand *to)
 void jit_decode_insn(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *op, struct insn *insn)
 {
 	unsigned immediates = 0, n = 0;
+	bool explicit_memory = false; // the stack, where CALL pushes, must not hide it
 
 	*insn = (struct insn){
 		.mnemonic = zi->mnemonic,
@@ -84,7 +85,7 @@ void jit_decode_insn(const ZydisDecodedInstruction *zi, const ZydisDecodedOperan
 		struct operand *to = n < 4 ? &insn->op[n] : NULL;
 
 		// Of MOVS, whose operands are both hidden, the source is meant: it has the override.
-		if (op[i].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+		if (op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && !explicit_memory &&
 		    (op[i].visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT || insn->mem_base == 0xff ||
 		     (op[i].visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN && mem_register(op[i].mem.base) == RSI))) {
 			insn->mem_seg = tr_segment(op[i].mem.segment);
@@ -92,6 +93,7 @@ void jit_decode_insn(const ZydisDecodedInstruction *zi, const ZydisDecodedOperan
 			insn->mem_index = mem_register(op[i].mem.index);
 			insn->mem_scale = op[i].mem.scale;
 			insn->mem_disp = op[i].mem.disp.has_displacement ? op[i].mem.disp.value : 0;
+			explicit_memory = op[i].visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT;
 		}
 		if (op[i].visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN || !to)
 			continue;

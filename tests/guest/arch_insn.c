@@ -64,6 +64,8 @@ CODE(bt_far, "bts %rax, (%rdi)");
 CODE(push_rsp, "push %rsp; pop %rax; push %rsp; mov (%rsp), %rbx; pop %rcx; push %rdi; pop %rsp");
 CODE(pop_mem_rsp, "push %rax; pop 8(%rsp)");
 CODE(jrcx, "mov $0x100000000, %rcx; jrcxz 1f; mov $1, %eax; addr32 jrcxz 1f; mov $2, %eax\n 1: nop");
+CODE(call_far_absolute, "lcall *far_pointer; jmp 2f\n 1: mov $5, %ebx; lretl\n"
+	" far_pointer: .long 1b, 0x08; .quad 0\n 2: pushq far_pointer; pop %rcx"); /* CS64 */
 LABEL(movs_at);
 LABEL(stos_at);
 LABEL(outs_at);
@@ -314,6 +316,10 @@ static void test_values(void)
 	r.gpr[RSP] = stack_top(0) - 64;
 	run(&r);
 	CHECK_EQ(*(u64 *)(stack_top(0) - 56), 0xfeed, "POP to memory addressed by RSP uses RSP after the pop");
+	r = run_default(call_far_absolute);
+	run(&r);
+	CHECK(outcome.vector == DONE && outcome.gpr[RBX] == 5 && outcome.gpr[RCX] >> 32 == CS64,
+		"CALL FAR and PUSH with an operand that has neither base nor index");
 	r = run_default(jrcx);
 	run(&r);
 	CHECK_EQ(outcome.gpr[RAX], 1, "JRCXZ looks at 64 bits, JECXZ at 32");
