@@ -33,8 +33,20 @@ const char *cetkvm_host_problem(void);
 /* Options for virtual machines created from now on. ENOENT: no such option; EINVAL: bad value.
  *   trace-cp   on, off          one line on standard error for every #CP a guest takes
  *   symbols    FILE             System.map or ELF file with the guest's symbols for it
- *   grain      block, single    translate many instructions at a time, or each alone */
+ *   grain      block, single    translate many instructions at a time, or each alone
+ *   supported-cpuid  FUNCTION:INDEX:FLAGS:EAX:EBX:ECX:EDX;...   in hexadecimal: what
+ *                               KVM_GET_SUPPORTED_CPUID answers. Guests still get nothing that this
+ *                               host and library cannot do. */
 int cetkvm_set_option(const char *name, const char *value);
+
+/* For programs that put these calls in the place of the C library's, as `cetkvm exec` does.
+ *
+ * cetkvm_known: 1 if `fd` is a descriptor of this API, else 0. Async-signal-safe.
+ * cetkvm_alias: `copy` was made from `fd` by dup(), fcntl() or the like, and stands for the same. EBADF.
+ * cetkvm_forget: `fd` was closed by other means than cetkvm_close(). Unknown numbers are no error. */
+int cetkvm_known(int fd);
+int cetkvm_alias(int fd, int copy);
+void cetkvm_forget(int fd);
 
 #ifdef __cplusplus
 }

@@ -15,6 +15,7 @@ static const char overview[] =
 	"\n"
 	"commands:\n"
 	"  run      boot a guest: a kernel, a shell in it, or one program of this host\n"
+	"  exec     run a program that uses KVM, such as QEMU, with KVM served by cetkvm\n"
 	"  doctor   say what this machine can do\n"
 	"  help     explain a command: cetkvm help run\n"
 	"\n"
@@ -58,6 +59,25 @@ static const char run_help[] =
 	"exit status: the program's or the one the guest wrote to port 0x501; 0 after a power-off; 2 for\n"
 	"bad input; 3 if the guest crashed; 4 if KVM failed; 124 after --timeout; 128+N after signal N.\n";
 
+static const char exec_help[] =
+	"usage: cetkvm exec [OPTION...] [--] COMMAND [ARGUMENT...]\n"
+	"\n"
+	"Runs a program that uses /dev/kvm, unchanged, with KVM served by cetkvm inside it. The program\n"
+	"has to be a dynamically linked 64-bit one.\n"
+	"\n"
+	"  --cpu MODEL[,+FEATURE][,-FEATURE]...\n"
+	"                         what KVM_GET_SUPPORTED_CPUID offers the program (default: host, with\n"
+	"                         this machine's vendor, for programs ask the processor themselves too);\n"
+	"                         or --cpu list\n"
+	"  --grain block|single   translate blocks (default) or instruction by instruction\n"
+	"  --trace cp             explain every control-protection exception on standard error\n"
+	"  --symbols FILE         System.map or vmlinux for the names in it\n"
+	"\n"
+	"try:\n"
+	"  cetkvm exec -- qemu-system-x86_64 -accel kvm -nographic -kernel bzImage\n"
+	"\n"
+	"exit status: the program's; 2 if it cannot be started or reached.\n";
+
 static const char doctor_help[] =
 	"usage: cetkvm doctor\n"
 	"\n"
@@ -69,7 +89,7 @@ int cli_help(FILE *output, const char *topic)
 {
 	static const struct {
 		const char *topic, *text;
-	} texts[] = { { "run", run_help }, { "doctor", doctor_help }, { "help", overview } };
+	} texts[] = { { "run", run_help }, { "exec", exec_help }, { "doctor", doctor_help }, { "help", overview } };
 	unsigned i;
 
 	if (!topic) {

@@ -11,6 +11,7 @@ static const struct {
 	int (*run)(int argc, char **argv);
 } commands[] = {
 	{ "run", cli_run },
+	{ "exec", cli_exec },
 	{ "doctor", cli_doctor },
 };
 

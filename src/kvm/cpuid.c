@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <linux/kvm_para.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,11 +45,39 @@ static int put_entries(void *client, const struct cpu_cpuid_entry *entries, unsi
 	return result ? result : copy_to_client(client, &header.nent, sizeof(header.nent));
 }
 
+// What the operator wants clients to be told instead; count 0: nothing.
+static struct cpu_cpuid_entry wanted[CPU_MAX_CPUID];
+static unsigned wanted_count;
+
+int cpuid_set_supported(const char *text)
+{
+	struct cpu_cpuid_entry entries[CPU_MAX_CPUID];
+	unsigned count = 0;
+	int length;
+
+	for (; *text; text += length) {
+		struct cpu_cpuid_entry *e = &entries[count];
+
+		length = 0;
+		if (count == CPU_MAX_CPUID)
+			return -EINVAL;
+		if (sscanf(text, "%x:%x:%x:%x:%x:%x:%x;%n", &e->function, &e->index, &e->flags, &e->eax, &e->ebx, &e->ecx,
+			   &e->edx, &length) != 7 || !length)
+			return -EINVAL;
+		count++;
+	}
+	memcpy(wanted, entries, count * sizeof(*entries));
+	wanted_count = count;
+	return 0;
+}
+
 int cpuid_supported_ioctl(void *client)
 {
 	struct cpu_cpuid_entry entries[CPU_MAX_CPUID];
 	unsigned count = cpuid_supported(entries, CPU_MAX_CPUID);
 
+	if (wanted_count)
+		return put_entries(client, wanted, wanted_count);
 	for (unsigned i = 0; i < count; i++)
 		if (entries[i].function == KVM_CPUID_FEATURES)
 			entries[i].eax |= PV_UNHALT;

@@ -111,41 +111,58 @@ void *file_object(const struct file *file)
 	return file->object;
 }
 
-int fd_install(int fd, enum fd_kind kind, void *object)
+// Makes `fd` stand for `file`, of which the caller gives a reference.
+static int publish(int fd, struct file *file)
 {
-	struct file *file, *old, **chunk;
+	struct file **chunk, *old;
 
-	pthread_once(&once, start);
-	if (fd >= CHUNK * CHUNKS)
-		goto failed;
+	if (fd < 0 || fd >= CHUNK * CHUNKS)
+		return -ENOMEM;
 	lock_take(&table_lock);
 	chunk = chunks[fd / CHUNK];
 	if (!chunk) {
 		chunk = calloc(CHUNK, sizeof(*chunk));
 		__atomic_store_n(&chunks[fd / CHUNK], chunk, __ATOMIC_RELEASE);
 	}
-	file = free_files;
-	if (file)
-		free_files = file->next_free;
-	else
-		file = calloc(1, sizeof(*file));
-	if (!file || !chunk) {
+	if (!chunk) {
 		lock_release(&table_lock);
-		goto failed;
+		return -ENOMEM;
 	}
-	file->kind = kind;
-	file->object = object;
-	__atomic_store_n(&file->references, 1, __ATOMIC_RELEASE);
 	// Somebody may have closed a descriptor of ours behind our back, and its number is new again.
 	old = __atomic_exchange_n(&chunk[fd % CHUNK], file, __ATOMIC_ACQ_REL);
 	lock_release(&table_lock);
 	if (old)
 		file_put(old);
 	return fd;
-failed:
-	close(fd);
-	release_object(kind, object);
-	return -ENOMEM;
+}
+
+int fd_install(int fd, enum fd_kind kind, void *object)
+{
+	struct file *file;
+	int result;
+
+	pthread_once(&once, start);
+	lock_take(&table_lock);
+	file = free_files;
+	if (file)
+		free_files = file->next_free;
+	else
+		file = calloc(1, sizeof(*file));
+	lock_release(&table_lock);
+	if (!file) {
+		close(fd);
+		release_object(kind, object);
+		return -ENOMEM;
+	}
+	file->kind = kind;
+	file->object = object;
+	__atomic_store_n(&file->references, 1, __ATOMIC_RELEASE);
+	result = publish(fd, file);
+	if (result < 0) {
+		close(fd);
+		file_put(file);
+	}
+	return result;
 }
 
 int fd_move_high(int fd)
@@ -173,17 +190,53 @@ int memory_file(const char *name, size_t size)
 	return fd;
 }
 
+static struct file *take_away(int fd)
+{
+	struct file **slot = slot_of(fd);
+
+	return slot && __atomic_load_n(slot, __ATOMIC_RELAXED) ? __atomic_exchange_n(slot, NULL, __ATOMIC_ACQ_REL) :
+								 NULL;
+}
+
 __attribute__((visibility("default"))) int cetkvm_close(int fd)
 {
-	struct file **slot = slot_of(fd), *file;
+	struct file *file = take_away(fd);
 
-	if (!slot || !(file = __atomic_exchange_n(slot, NULL, __ATOMIC_ACQ_REL))) {
+	if (!file) {
 		errno = EBADF;
 		return -1;
 	}
 	close(fd);
 	file_put(file);
 	return 0;
+}
+
+__attribute__((visibility("default"))) int cetkvm_known(int fd)
+{
+	struct file **slot = slot_of(fd);
+
+	return slot && __atomic_load_n(slot, __ATOMIC_ACQUIRE);
+}
+
+__attribute__((visibility("default"))) int cetkvm_alias(int fd, int copy)
+{
+	struct file *file = file_get(fd);
+
+	if (!file || publish(copy, file) < 0) { // the table keeps the reference
+		errno = file ? ENOMEM : EBADF;
+		if (file)
+			file_put(file);
+		return -1;
+	}
+	return 0;
+}
+
+__attribute__((visibility("default"))) void cetkvm_forget(int fd)
+{
+	struct file *file = take_away(fd);
+
+	if (file)
+		file_put(file);
 }
 
 // The kernel copies, so that a bad pointer is an error and not a signal.

@@ -26,6 +26,8 @@ __attribute__((visibility("default"))) int cetkvm_set_option(const char *name, c
 		good = two_words(value, "off", "on", &option_trace_cp);
 	} else if (!strcmp(name, "grain")) {
 		good = two_words(value, "block", "single", &option_single_grain);
+	} else if (!strcmp(name, "supported-cpuid")) {
+		good = !cpuid_set_supported(value);
 	} else if (!strcmp(name, "symbols")) {
 		return symbols_load(value);
 	} else {

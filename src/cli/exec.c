@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: MIT
+// `cetkvm exec`: runs a program that uses KVM, with the library that serves it (src/preload) loaded
+// into it. What the library is to do goes with the environment:
+//   LD_PRELOAD        the library, before what was there
+//   CETKVM_OPTIONS    lines of NAME=VALUE for cetkvm_set_option()
+#include "cli/cli.h"
+#include "cli/program.h"
+
+#include "vmm/backend.h"
+#include "vmm/cpuid.h"
+#include "vmm/message.h"
+#include "vmm/vmm.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define LIBRARY_NAME "libcetkvm-preload.so"
+
+struct exec_options {
+	const char *cpu;
+	char settings[32768]; // CETKVM_OPTIONS
+};
+
+enum { OPTION_CPU = 256, OPTION_TRACE, OPTION_SYMBOLS, OPTION_GRAIN, OPTION_HELP };
+
+static const struct option long_options[] = {
+	{ "cpu", required_argument, NULL, OPTION_CPU },
+	{ "trace", required_argument, NULL, OPTION_TRACE },
+	{ "symbols", required_argument, NULL, OPTION_SYMBOLS },
+	{ "grain", required_argument, NULL, OPTION_GRAIN },
+	{ "help", no_argument, NULL, OPTION_HELP },
+	{ NULL, 0, NULL, 0 },
+};
+
+static int bad(const char *option, const char *value, const char *accepted)
+{
+	vmm_message("%s %s: not valid; accepted is %s", option, value, accepted);
+	return -1;
+}
+
+static int add_setting(struct exec_options *options, const char *name, const char *value)
+{
+	size_t length = strlen(options->settings), room = sizeof(options->settings) - length;
+
+	if (strchr(value, '\n') || (size_t)snprintf(options->settings + length, room, "%s=%s\n", name, value) >= room) {
+		vmm_message("exec: the value for %s is too long or has a line break", name);
+		return -1;
+	}
+	return 0;
+}
+
+static int take_symbols(struct exec_options *options, const char *path)
+{
+	char absolute[PATH_MAX];
+
+	if (access(path, R_OK) || !realpath(path, absolute)) {
+		vmm_message("%s: %s; --symbols needs a System.map or a vmlinux", path, strerror(errno));
+		return -1;
+	}
+	return add_setting(options, "symbols", absolute);
+}
+
+static int take_option(struct exec_options *options, int option)
+{
+	switch (option) {
+	case OPTION_CPU:
+		options->cpu = optarg;
+		return 0;
+	case OPTION_TRACE:
+		return strcmp(optarg, "cp") ? bad("--trace", optarg, "cp") : add_setting(options, "trace-cp", "on");
+	case OPTION_SYMBOLS:
+		return take_symbols(options, optarg);
+	case OPTION_GRAIN:
+		if (strcmp(optarg, "block") && strcmp(optarg, "single"))
+			return bad("--grain", optarg, "block or single");
+		return add_setting(options, "grain", optarg);
+	}
+	return -1;
+}
+
+// The CPU model is worked out here, where complaints reach the person who asked for it, and handed
+// over as the list that KVM_GET_SUPPORTED_CPUID will give.
+static int set_cpu(struct exec_options *options)
+{
+	const struct kvm_backend *kvm = kvm_backend_library();
+	static char text[CPUID_ENTRIES_MAX * 64];
+	struct kvm_cpuid2 *cpuid = NULL, *emulated = NULL;
+	struct cpu_choice choice;
+	size_t length = 0;
+	int result = -1, fd;
+
+	if (cpu_choice_parse(&choice, options->cpu) < 0)
+		return -1;
+	fd = kvm->open();
+	if (fd < 0) {
+		vmm_message("%s: %s", kvm->name, kvm->problem() ? kvm->problem() : strerror(errno));
+		return -1;
+	}
+	cpuid = cpuid_supported(kvm, fd);
+	emulated = cpuid_emulated(kvm, fd);
+	if (cpuid && emulated && !cpuid_apply_choice(cpuid, emulated, &choice, true)) {
+		for (unsigned i = 0; i < cpuid->nent; i++) {
+			const struct kvm_cpuid_entry2 *e = &cpuid->entries[i];
+
+			length += (size_t)snprintf(text + length, sizeof(text) - length, "%x:%x:%x:%x:%x:%x:%x;", e->function,
+						   e->index, e->flags, e->eax, e->ebx, e->ecx, e->edx);
+		}
+		result = add_setting(options, "supported-cpuid", text);
+	}
+	free(cpuid);
+	free(emulated);
+	kvm->close(fd);
+	return result;
+}
+
+// The library lies in the build tree beside us, or where it was installed in relation to us.
+static int find_library(char library[PATH_MAX])
+{
+	static const char *const places[] = { "../preload/" LIBRARY_NAME, CETKVM_PRELOAD_FROM_BINDIR "/" LIBRARY_NAME };
+	char self[PATH_MAX], candidate[PATH_MAX + 256];
+	ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
+
+	if (length < 0) {
+		vmm_message("exec: /proc/self/exe: %s; cetkvm finds its library by it", strerror(errno));
+		return -1;
+	}
+	self[length] = 0;
+	*strrchr(self, '/') = 0;
+	for (unsigned i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+		snprintf(candidate, sizeof(candidate), "%s/%s", self, places[i]);
+		if (!realpath(candidate, library) || access(library, R_OK))
+			continue;
+		if (!strpbrk(library, ": ")) // separators of LD_PRELOAD
+			return 0;
+		vmm_message("exec: %s: the dynamic linker takes no path with a blank or a colon", library);
+		return -1;
+	}
+	vmm_message("exec: there is no " LIBRARY_NAME " in %s/%s", self, CETKVM_PRELOAD_FROM_BINDIR);
+	return -1;
+}
+
+static int set_environment(const struct exec_options *options)
+{
+	char library[PATH_MAX], *preload;
+	const char *before = getenv("LD_PRELOAD");
+
+	if (find_library(library) < 0)
+		return -1;
+	if (asprintf(&preload, "%s%s%s", library, before && *before ? ":" : "", before ? before : "") < 0 ||
+	    setenv("LD_PRELOAD", preload, 1) || setenv("CETKVM_OPTIONS", options->settings, 1)) {
+		vmm_message("exec: %s", strerror(errno));
+		return -1;
+	}
+	free(preload);
+	return 0;
+}
+
+static int parse_options(struct exec_options *options, int argc, char **argv, bool *help)
+{
+	int option;
+
+	opterr = 0;
+	*help = false;
+	while ((option = getopt_long(argc, argv, "+:", long_options, NULL)) != -1) {
+		if (option == '?') {
+			vmm_message("exec: unknown option '%s'; see 'cetkvm exec --help'", argv[optind - 1]);
+			return -1;
+		}
+		if (option == ':') {
+			vmm_message("exec: option '%s' needs a value; see 'cetkvm exec --help'", argv[optind - 1]);
+			return -1;
+		}
+		if (option == OPTION_HELP) {
+			*help = true;
+			return 0;
+		}
+		if (take_option(options, option) < 0)
+			return -1;
+	}
+	if (optind == argc) {
+		vmm_message("exec: no command; usage: cetkvm exec [OPTION...] [--] COMMAND [ARGUMENT...]");
+		return -1;
+	}
+	return 0;
+}
+
+int cli_exec(int argc, char **argv)
+{
+	static struct exec_options options;
+	static struct program program;
+	const char *problem;
+	bool help;
+
+	if (parse_options(&options, argc, argv, &help) < 0)
+		return CLI_BAD_INPUT;
+	if (help)
+		return cli_help(stdout, "exec");
+	if (options.cpu && (!strcmp(options.cpu, "list") || !strcmp(options.cpu, "help")))
+		return vmm_list_cpus(kvm_backend_library());
+	program_look(&program, argv[optind]);
+	if (program.problem[0]) {
+		vmm_message("exec: %s", program.problem);
+		return CLI_BAD_INPUT;
+	}
+	problem = kvm_backend_library()->problem();
+	if (problem) {
+		vmm_message("exec: %s", problem);
+		return CLI_BAD_INPUT;
+	}
+	if ((options.cpu && set_cpu(&options) < 0) || set_environment(&options) < 0)
+		return CLI_BAD_INPUT;
+	execvp(argv[optind], argv + optind);
+	vmm_message("exec: %s: %s", argv[optind], strerror(errno));
+	return CLI_BAD_INPUT;
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: MIT
+// Looks at a program file: which kind it is, and whether the dynamic linker loads it, with our library.
+#include "cli/program.h"
+
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#define SCRIPT_DEPTH 4 // interpreters that are scripts themselves
+
+static void problem(struct program *program, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void problem(struct program *program, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(program->problem, sizeof(program->problem), format, args);
+	va_end(args);
+}
+
+static bool is_program(const char *path)
+{
+	struct stat status;
+
+	return !stat(path, &status) && S_ISREG(status.st_mode) && !access(path, X_OK);
+}
+
+static bool find(struct program *program, const char *command)
+{
+	const char *path = getenv("PATH"), *end;
+
+	if (strchr(command, '/')) {
+		snprintf(program->path, sizeof(program->path), "%s", command);
+		if (is_program(command))
+			return true;
+		if (!access(command, X_OK))
+			errno = EISDIR;
+		problem(program, "%s: %s", command, errno == EACCES ? "not executable" : strerror(errno));
+		return false;
+	}
+	for (path = path ? path : "/bin:/usr/bin"; path; path = end ? end + 1 : NULL) {
+		end = strchr(path, ':');
+		snprintf(program->path, sizeof(program->path), "%.*s%s%s", end ? (int)(end - path) : (int)strlen(path), path,
+			 *path && *path != ':' ? "/" : "", command);
+		if (is_program(program->path))
+			return true;
+	}
+	snprintf(program->path, sizeof(program->path), "%s", command);
+	problem(program, "%s: no such program in PATH", command);
+	return false;
+}
+
+// Programs that gain rights run in the dynamic linker's secure mode, which ignores LD_PRELOAD.
+static bool gains_rights(const char *path, const struct stat *status)
+{
+	if ((status->st_mode & S_ISUID) && status->st_uid != geteuid())
+		return true;
+	if ((status->st_mode & S_ISGID) && status->st_gid != getegid())
+		return true;
+	return geteuid() && getxattr(path, "security.capability", NULL, 0) > 0;
+}
+
+static bool has_interpreter(int fd, const Elf64_Ehdr *header)
+{
+	Elf64_Phdr segment;
+
+	for (unsigned i = 0; i < header->e_phnum; i++) {
+		off_t at = (off_t)(header->e_phoff + (Elf64_Off)i * header->e_phentsize);
+
+		if (pread(fd, &segment, sizeof(segment), at) != sizeof(segment))
+			return false;
+		if (segment.p_type == PT_INTERP)
+			return true;
+	}
+	return false;
+}
+
+static void look_elf(struct program *program, int fd, const char *path, const Elf64_Ehdr *header)
+{
+	struct stat status;
+
+	if (header->e_ident[EI_CLASS] != ELFCLASS64 || header->e_machine != EM_X86_64) {
+		problem(program, "%s is not a 64-bit x86 program", path);
+		return;
+	}
+	if (!has_interpreter(fd, header)) {
+		problem(program, "%s is statically linked: there is no dynamic linker to load cetkvm into it", path);
+		return;
+	}
+	if (!fstat(fd, &status) && gains_rights(path, &status))
+		problem(program, "%s is set-uid, set-gid or has file capabilities: the dynamic linker keeps cetkvm out of it",
+			path);
+}
+
+static void look_file(struct program *program, const char *path, unsigned depth)
+{
+	union {
+		Elf64_Ehdr elf;
+		char text[PATH_MAX];
+	} start = { 0 };
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t size;
+
+	if (fd < 0) {
+		if (errno != EACCES) // runs, though we cannot read it: nothing known against it
+			problem(program, "%s: %s", path, strerror(errno));
+		return;
+	}
+	size = pread(fd, &start, sizeof(start) - 1, 0);
+	if (size >= (ssize_t)sizeof(start.elf) && !memcmp(start.elf.e_ident, ELFMAG, SELFMAG)) {
+		look_elf(program, fd, path, &start.elf);
+	} else if (size > 2 && start.text[0] == '#' && start.text[1] == '!') {
+		char *interpreter = start.text + 2 + strspn(start.text + 2, " \t");
+
+		interpreter[strcspn(interpreter, " \t\n")] = 0;
+		if (depth < SCRIPT_DEPTH)
+			look_file(program, interpreter, depth + 1);
+	}
+	// Anything else execvp() hands to the shell.
+	close(fd);
+}
+
+void program_look(struct program *program, const char *command)
+{
+	program->problem[0] = 0;
+	if (find(program, command))
+		look_file(program, program->path, 0);
+}

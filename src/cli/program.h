@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+// Programs that `cetkvm exec` is to reach: can they be?
+#ifndef CETKVM_CLI_PROGRAM_H
+#define CETKVM_CLI_PROGRAM_H
+
+#include <limits.h>
+
+struct program {
+	char path[PATH_MAX];	// the program as execvp() finds it
+	char problem[PATH_MAX + 256]; // empty: nothing is known against it
+};
+
+// Finds a command as the shell does, and looks whether a library can be loaded into it.
+void program_look(struct program *program, const char *command);
+
+#endif

@@ -1,0 +1,40 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# `cetkvm exec`: what it says to bad input, and that it reaches a client.
+. "$(dirname "$0")/../lib/tap.sh"
+need_cetkvm
+[ -e "$CETKVM_BUILD/src/preload/libcetkvm-preload.so" ] || skip_all "the library for clients is not built"
+
+# Usage: refuses "name" "regex for the line" ARGUMENT...
+refuses() {
+	local name=$1 pattern=$2 status
+	shift 2
+	timeout 20 "$cetkvm" exec "$@" >"$scratch/out" 2>"$scratch/err" </dev/null
+	status=$?
+	is "$status" 2 "$name: exit status 2"
+	is "$(wc -l <"$scratch/err")" 1 "$name: one line"
+	matches "$scratch/err" "^cetkvm: $pattern" "$name: says what is wrong"
+	is "$(wc -c <"$scratch/out")" 0 "$name: nothing on standard output"
+}
+
+refuses "no command" "exec: no command; usage: cetkvm exec"
+refuses "unknown option" "exec: unknown option '--nosuch'" --nosuch -- true
+refuses "option without a value" "exec: option '--cpu' needs a value" --cpu
+refuses "unknown model" "--cpu: unknown CPU model 'nosuch'" --cpu nosuch -- true
+refuses "unknown program" "exec: nosuch-program: no such program in PATH" nosuch-program
+refuses "a folder" "exec: /: Is a directory" /
+refuses "a file that is no program" "exec: /etc/passwd: not executable" /etc/passwd
+
+static=$CETKVM_BUILD/tests/preload/client-static
+refuses "a static program" "exec: .*client-static is statically linked" "$static"
+printf '#!%s\n' "$static" >"$scratch/script"
+chmod +x "$scratch/script"
+refuses "a script for a static program" "exec: .*client-static is statically linked" "$scratch/script"
+
+is "$("$cetkvm" exec -- sh -c 'exit 7'; echo $?)" 7 "the exit status is the program's"
+is "$("$cetkvm" exec -- printf %s -- a b)" "--ab" "what follows the command is the command's"
+"$cetkvm" exec -- "$CETKVM_BUILD/tests/preload/client" hello >"$scratch/out" 2>"$scratch/err"
+is "$?" 0 "a client runs a guest"
+is "$(cat "$scratch/out")" "hello" "and gets what the guest says"
+is "$(cat "$scratch/err")" "" "and nothing else is said"
+done_testing
