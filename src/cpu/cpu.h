@@ -442,6 +442,13 @@ static inline void cpu_request(struct cpu *cpu, u32 bits)
 {
 	__atomic_fetch_or(&cpu->request, bits, __ATOMIC_SEQ_CST);
 }
+// Writes of the client to guest memory (jit_stale.c). On the vCPU's own thread, before cpu_run(): the client
+// had control and may have written; `io`: it only completed a port or memory access.
+void cpu_client_ran(struct cpu *cpu, bool io);
+// Any thread: the client says by an interrupt that a device has written.
+void vm_code_client_wrote(struct vm_code *vm);
+// Guest-physical addresses mean other memory now: the vCPU's own thread, or while it is not in cpu_run().
+void cpu_memory_map_changed(struct cpu *cpu);
 // State that translated blocks or cached translations depend on has changed (CRs, EFER, segments,
 // CPL, CET MSRs, XCR0...): call after changing it in C. Cheap.
 void cpu_mode_changed(struct cpu *cpu);

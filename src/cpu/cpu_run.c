@@ -233,7 +233,7 @@ struct block *jit_get_block(struct cpu *cpu, u32 mode)
 
 		if (!mem_code_page(cpu, MODE_64(mode) ? next : (u32)next, &gpa2))
 			cpu_abort(cpu, CPU_EXIT_EMULATION);
-		if ((gpa2 & ~0xfffull) != b->gpa2)
+		if (b->dead || (gpa2 & ~0xfffull) != b->gpa2)
 			b->dead = true, b = NULL;
 	}
 	if (!b) {
@@ -281,13 +281,21 @@ static bool swap_victim(struct cpu *cpu, struct jump_entry *slot, unsigned class
 	*slot = *victim;
 	if (old.entry != ~0ull)
 		*victim = old;
+	else
+		jit_log_jump(cpu->jit, class, slot);
 	return true;
 }
 
 static void cache_jump(struct cpu *cpu, struct jump_entry *slot, unsigned class, u64 entry)
 {
-	if (slot->entry != ~0ull)
-		*victim_slot(cpu, class, slot->rip) = *slot;
+	if (slot->entry != ~0ull) {
+		struct jump_entry *victim = victim_slot(cpu, class, slot->rip);
+
+		*victim = *slot;
+		jit_log_jump(cpu->jit, class, victim);
+	} else {
+		jit_log_jump(cpu->jit, class, slot);
+	}
 	*slot = (struct jump_entry){ cpu->rip, entry };
 }
 
@@ -343,8 +351,10 @@ static u64 go_on_behind_endbr(struct cpu *cpu, u32 mode)
 		if (!b->endbr_entry)
 			return 0;
 		entry = block_entry(jit, b) + b->endbr_entry;
-		if (may_cache_jump(cpu, b, mode))
+		if (may_cache_jump(cpu, b, mode)) {
 			*slot = (struct jump_entry){ cpu->rip, entry };
+			jit_log_jump(jit, class, slot);
+		}
 	}
 	cet_endbranch(cpu, MODE_64(mode));
 	cpu_mode_changed(cpu);
@@ -698,10 +708,8 @@ static bool serve_requests(struct cpu *cpu)
 
 	if (request & REQ_CODE)
 		jit_handle_code_requests(cpu);
-	if (request & REQ_TLB_FLUSH) {
-		tlb_flush_all(cpu);
-		jit_flush(cpu); // guest-physical addresses may mean other memory now
-	}
+	if (request & REQ_TLB_FLUSH)
+		cpu_memory_map_changed(cpu);
 	if (request & REQ_KICK) {
 		cpu_request(cpu, request & ~(u32)(REQ_KICK | REQ_CODE | REQ_TLB_FLUSH));
 		cpu->exit = CPU_EXIT_KICK;

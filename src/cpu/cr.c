@@ -80,6 +80,8 @@ int cpu_set_cr0(struct cpu *cpu, u64 value, enum who who)
 	cpu->cr0 = value;
 	if (changed & (CR0_PG | CR0_WP))
 		tlb_flush_all(cpu);
+	if (changed & CR0_PE) // what firmware switches for to run what it loaded
+		cpu_client_ran(cpu, false);
 	cpu_mode_changed(cpu);
 	return 0;
 }

@@ -106,9 +106,13 @@ struct code_page {
 	u32 first_cross; // blocks of the page before that end in this one
 	u32 next;	 // hash chain, index + 1
 	u32 slow_writes;
+	u64 chunks;	 // 64-byte pieces of the page that some block was made from
+	u64 hash;	 // of those, when they were; see jit_stale.c
+	u64 checked;	 // epoch in which memory was last seen to agree with it
 };
 
 #define VICTIM_BITS 10
+#define JUMP_LOG 192 // cached jumps that are forgotten one by one; more: the whole table
 #define JIT_DECODED_SIZE (256u << 10)
 #define JIT_HASH_BITS 16
 #define JIT_PAGE_HASH_BITS 12
@@ -140,6 +144,8 @@ struct jit {
 	// Jumps that another one with the same place in cpu->jump pushed out; entry 0: none.
 	struct jump_entry victim[2][1 << VICTIM_BITS];
 	u32 jump_mode[2]; // mode for which cpu->jump[class] holds entries
+	struct jump_entry *jump_log[2][JUMP_LOG]; // of all three tables: entries that were filled
+	u32 jump_logged[2];
 	u64 jump_pages[2][64]; // filter of linear pages that cached jumps lead to
 	bool kernel_jump_local; // cpu->jump[0] holds entries for pages that are not global
 
@@ -171,6 +177,8 @@ struct jit {
 	unsigned index;
 	volatile u32 in_guest;
 	volatile u32 flush_requested;
+	u64 own_epoch; // see jit_stale.c
+	u64 stale_since; // TSC
 	u64 stale_pages[32]; // what it is about, under vm->lock; more than fit: everything
 	u32 stale_count;
 	struct cpu *cpu;
@@ -186,7 +194,10 @@ void jit_flush(struct cpu *cpu); // forget every block
 struct block *jit_find(struct jit *jit, u64 gpa, u32 mode);
 void jit_make_room(struct cpu *cpu);
 struct block *jit_new_block(struct cpu *cpu, u64 gpa, u32 mode);
-void jit_publish_block(struct jit *jit, struct block *block);
+// `page`, `second`: where the bytes of the block are; `second` NULL if it does not cross a page.
+void jit_publish_block(struct jit *jit, struct block *block, const u8 *page, const u8 *second);
+struct code_page *jit_find_page(struct jit *jit, u64 gpa);
+void jit_drop_blocks(struct cpu *cpu, struct code_page *page);
 struct block *jit_block_of_pc(struct jit *jit, u64 pc);
 struct point *jit_point_of_pc(struct jit *jit, struct block *block, u64 pc);
 void jit_page_gets_code(struct cpu *cpu, u64 gpa);
@@ -197,6 +208,11 @@ void jit_split_lock(struct jit *jit);
 void jit_split_unlock(struct jit *jit);
 void jit_empty_jumps(struct cpu *cpu, unsigned class);
 void jit_note_jump(struct jit *jit, unsigned class, u64 rip);
+void jit_log_jump(struct jit *jit, unsigned class, struct jump_entry *entry);
+
+// jit_stale.c: writes of the client to pages that hold code
+void jit_note_code(struct code_page *page, const u8 *host, unsigned offset, unsigned length);
+u64 *vm_code_epoch(struct vm_code *vm);
 
 // jit_thunk.c
 void jit_make_thunks(struct jit *jit);

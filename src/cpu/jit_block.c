@@ -223,6 +223,7 @@ struct fetch {
 	const u8 *at;
 	unsigned available;
 	u64 gpa2;
+	const u8 *second; // where the next page is, if gpa2 says so
 };
 
 // The bytes at `offset` of the page; those of the next page too, if `both`. False: the next page
@@ -232,6 +233,7 @@ static void fetch(struct cpu *cpu, const u8 *page, unsigned offset, bool both, s
 	f->at = page + offset;
 	f->available = 4096 - offset;
 	f->gpa2 = 0;
+	f->second = NULL;
 	if (!both)
 		return;
 	u64 linear = cpu->rip + (cpu_64bit(cpu) ? 0 : cpu->seg[SEG_CS].base);
@@ -244,6 +246,7 @@ static void fetch(struct cpu *cpu, const u8 *page, unsigned offset, bool both, s
 	if (!second)
 		cpu_abort(cpu, CPU_EXIT_EMULATION);
 	f->gpa2 &= ~0xfffull;
+	f->second = second;
 	memcpy(f->bytes, f->at, f->available);
 	memcpy(f->bytes + f->available, second, 16);
 	f->at = f->bytes;
@@ -469,6 +472,6 @@ struct block *jit_translate(struct cpu *cpu, u8 *page, u64 gpa, u32 mode)
 	t.block->code_size = t.e.p - (jit->rw + t.block->code);
 	BUG_ON(t.block->code_size > 64 << 10);
 	jit->next = t.e.p;
-	jit_publish_block(jit, t.block);
+	jit_publish_block(jit, t.block, page, f.second);
 	return t.block;
 }

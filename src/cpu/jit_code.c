@@ -33,7 +33,13 @@ struct vm_code {
 	struct jit *first;
 	unsigned next_index;
 	u32 split_lock; // held by a vCPU in a locked access that crosses a page
+	u64 epoch;	// see jit_stale.c
 };
+
+u64 *vm_code_epoch(struct vm_code *vm)
+{
+	return &vm->epoch;
+}
 
 struct vm_code *vm_code_create(void)
 {
@@ -164,13 +170,33 @@ void jit_empty_jumps(struct cpu *cpu, unsigned class)
 	// All ones is the RIP of an entry that is free, which a guest may well jump to: where that RIP
 	// would be looked for, a free entry has RIP 0, which is looked for elsewhere.
 	const u32 hash = 0xffffffffu * 0x9e3779b1u;
+	struct jit *jit = cpu->jit;
 
-	memset(cpu->jit->jump_pages[class], 0, sizeof(cpu->jit->jump_pages[class]));
-	memset(cpu->jit->victim[class], 0, sizeof(cpu->jit->victim[class]));
-	memset(cpu->jump[class], 0xff, sizeof(cpu->jump[class]));
-	memset(cpu->jump_ibt[class], 0xff, sizeof(cpu->jump_ibt[class]));
+	memset(jit->jump_pages[class], 0, sizeof(jit->jump_pages[class]));
+	if (jit->jump_logged[class] <= JUMP_LOG) {
+		for (u32 i = 0; i < jit->jump_logged[class]; i++) {
+			struct jump_entry *entry = jit->jump_log[class][i];
+			bool victim = entry >= &jit->victim[class][0] &&
+				      entry < &jit->victim[class][1 << VICTIM_BITS];
+
+			memset(entry, victim ? 0 : 0xff, sizeof(*entry));
+		}
+	} else {
+		memset(jit->victim[class], 0, sizeof(jit->victim[class]));
+		memset(cpu->jump[class], 0xff, sizeof(cpu->jump[class]));
+		memset(cpu->jump_ibt[class], 0xff, sizeof(cpu->jump_ibt[class]));
+	}
+	jit->jump_logged[class] = 0;
 	cpu->jump[class][hash >> (32 - JUMP_BITS)].rip = 0;
 	cpu->jump_ibt[class][hash >> (32 - JUMP_IBT_BITS)].rip = 0;
+}
+
+void jit_log_jump(struct jit *jit, unsigned class, struct jump_entry *entry)
+{
+	if (jit->jump_logged[class] < JUMP_LOG)
+		jit->jump_log[class][jit->jump_logged[class]] = entry;
+	if (jit->jump_logged[class] <= JUMP_LOG)
+		jit->jump_logged[class]++;
 }
 
 void jit_clear_jumps(struct cpu *cpu)
@@ -307,21 +333,30 @@ struct block *jit_new_block(struct cpu *cpu, u64 gpa, u32 mode)
 	return b;
 }
 
-void jit_publish_block(struct jit *jit, struct block *b)
+struct code_page *jit_find_page(struct jit *jit, u64 gpa)
+{
+	return find_page(jit, gpa, false);
+}
+
+void jit_publish_block(struct jit *jit, struct block *b, const u8 *host, const u8 *second)
 {
 	u32 *head = &jit->hash[hash_block(b->gpa, b->mode)];
 	struct code_page *page = find_page(jit, b->gpa, true);
+	unsigned offset = b->gpa & 0xfff, length = b->length, rest = 4096 - offset;
 
 	jit->block_count++;
 	b->hash_next = *head;
 	*head = jit->block_count;
 	b->page_next = page->first_block;
 	page->first_block = jit->block_count;
+	jit_note_code(page, host, offset, length < rest ? length : rest);
 	// A block that crosses into a second page goes with either of them.
 	if (b->gpa2) {
 		page = find_page(jit, b->gpa2, true);
 		b->cross_next = page->first_cross;
 		page->first_cross = jit->block_count;
+		if (length > rest)
+			jit_note_code(page, second, 0, length - rest);
 	}
 	jit->stat_blocks++;
 }
@@ -371,13 +406,21 @@ void jit_invalidate_page(struct cpu *cpu, u64 gpa)
 
 	if (users)
 		__atomic_fetch_and(&users->code, ~(1u << jit->index), __ATOMIC_SEQ_CST);
-	if (!page)
-		return;
+	if (page)
+		jit_drop_blocks(cpu, page);
+}
+
+// Forgets the blocks of a page; it still counts as one that holds code.
+void jit_drop_blocks(struct cpu *cpu, struct code_page *page)
+{
+	struct jit *jit = cpu->jit;
+
 	for (u32 n = page->first_block; n; n = jit->blocks[n - 1].page_next)
 		jit->blocks[n - 1].dead = true;
 	for (u32 n = page->first_cross; n; n = jit->blocks[n - 1].cross_next)
 		jit->blocks[n - 1].dead = true;
 	page->first_block = page->first_cross = 0;
+	page->chunks = page->hash = 0;
 	jit_clear_jumps(cpu);
 	// A dead block may be running and chained to itself: have it leave at its next entry.
 	cpu_request(cpu, REQ_EVENT);

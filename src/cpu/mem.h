@@ -91,6 +91,8 @@ void tlb_flush_page(struct cpu *cpu, u64 linear); // INVLPG (global pages too)
 void tlb_drop_ac(struct cpu *cpu);
 // Stores to that guest-physical page have to come to tlb_fill() again.
 void tlb_drop_writable(struct cpu *cpu, u64 gpa);
+// Fetches have to come to mem_code_page() again.
+void tlb_drop_code(struct cpu *cpu);
 // Called by the flushes for the translator's caches keyed by linear address. In jit.
 void jit_tlb_flushed(struct cpu *cpu, bool global);
 void jit_tlb_flushed_page(struct cpu *cpu, u64 linear);
@@ -108,5 +110,8 @@ struct tlb_entry *tlb_fill(struct cpu *cpu, u64 linear, unsigned access, u64 *gp
 bool jit_page_writable(struct cpu *cpu, u64 gpa, void *host_page);
 // Somebody on this vCPU is about to write [gpa, gpa+size): drop translations made from it.
 void jit_page_written(struct cpu *cpu, u64 gpa, unsigned size);
+// Code is about to be fetched from that page for the first time since a flush: drops what was
+// translated from it if the client has changed it since. (jit_stale.c)
+void jit_check_code_page(struct cpu *cpu, u64 gpa, const u8 *host);
 
 #endif

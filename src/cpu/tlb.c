@@ -35,6 +35,7 @@ AT(tlb_u, 1 << TLB_K_BITS);
 AT(tlb_ssk, 2 * (1 << TLB_K_BITS));
 AT(tlb_ssu, 2 * (1 << TLB_K_BITS) + (1 << TLB_SS_BITS));
 enum { FIRST_CODE = 2 * (1 << TLB_K_BITS) + 2 * (1 << TLB_SS_BITS) };
+_Static_assert(FIRST_CODE % 64 == 0, "tlb_drop_code()");
 AT(tlb_code, 2 * (1 << TLB_K_BITS) + 2 * (1 << TLB_SS_BITS));
 _Static_assert(TLB_K_BITS == TLB_U_BITS, "TLB layout");
 
@@ -206,9 +207,20 @@ void *mem_code_page(struct cpu *cpu, u64 linear, u64 *gpa)
 		entry = tlb_fill(cpu, linear, access, gpa);
 		if (!entry)
 			return NULL;
+		if (cpu->jit)
+			jit_check_code_page(cpu, TLB_GPA(entry), (void *)entry->host);
 	}
 	*gpa = TLB_GPA(entry);
 	return (void *)entry->host;
+}
+
+void tlb_drop_code(struct cpu *cpu)
+{
+	struct tlb_notes *notes = &cpu->tlb_notes;
+
+	for (unsigned word = FIRST_CODE / 64; word < sizeof(notes->filled[0]) / sizeof(u64); word++)
+		for (u64 bits = notes->filled[0][word] | notes->filled[1][word]; bits; bits &= bits - 1)
+			drop(cpu, entry_at(cpu, word * 64 + __builtin_ctzll(bits)));
 }
 
 // Drops all entries of one kind: 0 of the address space, 1 global.

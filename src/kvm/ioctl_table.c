@@ -230,6 +230,7 @@ HANDLER(signal_msi)
 
 	if (!c->vm->chip || msi->flags)
 		return -EINVAL;
+	vm_code_client_wrote(c->vm->code);
 	n = apic_send_msi(c->vm->chip, msi->address_lo | (u64)msi->address_hi << 32, msi->data,
 			  c->vm->x2apic_api & KVM_X2APIC_API_USE_32BIT_IDS);
 	return n < 0 ? 0 : n;

@@ -130,6 +130,7 @@ int irq_set_gsi(struct vm *vm, u32 gsi, unsigned source, bool level)
 	unsigned low = 0, high = routing ? routing->count : 0;
 	int result = -1;
 
+	vm_code_client_wrote(vm->code); // what the device transferred may be code
 	while (low < high) {
 		unsigned middle = (low + high) / 2;
 

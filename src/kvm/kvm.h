@@ -191,6 +191,7 @@ struct vcpu {
 	u8 *pio_page;
 	int file; // our own descriptor of its memfd
 	bool has_run;
+	bool client_had_control; // since KVM_RUN last ran: its memory may be other code now
 
 	// Seen and changed by other threads
 	volatile u32 in_guest, in_run, kicked, blocked;

@@ -30,9 +30,8 @@ void vcpu_synchronize(struct vcpu *vcpu)
 		return;
 	tlb_flush_all(vcpu->cpu);
 	if (vcpu->map_seen != __atomic_load_n(&vcpu->vm->map_changes, __ATOMIC_SEQ_CST)) {
-		// Guest-physical addresses mean other memory now: translated code goes, too.
 		vcpu->map_seen = __atomic_load_n(&vcpu->vm->map_changes, __ATOMIC_SEQ_CST);
-		cpu_request(vcpu->cpu, REQ_TLB_FLUSH);
+		cpu_memory_map_changed(vcpu->cpu);
 	}
 	__atomic_store_n(&vcpu->synchronized, generation, __ATOMIC_SEQ_CST);
 }

@@ -160,6 +160,7 @@ static void ops_timer(void *opaque)
 
 	vcpu_synchronize(vcpu);
 	clock_update(vcpu);
+	cpu_client_ran(vcpu->cpu, true);
 }
 
 const struct cpu_ops vcpu_ops = {
@@ -415,11 +416,15 @@ long vcpu_run(struct vcpu *vcpu)
 	}
 	vcpu->has_run = true;
 	vcpu->immediate_exit = __atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST);
+	cpu_client_ran(vcpu->cpu, vcpu->completion != COMPLETE_NONE && !vcpu->client_had_control);
+	vcpu->client_had_control = false;
 	io_complete(vcpu);
 	if (vcpu->mp_state == KVM_MP_STATE_UNINITIALIZED)
 		result = run_uninitialized(vcpu);
 	else
 		result = run_loop(vcpu);
+	if (result || vcpu->completion == COMPLETE_NONE)
+		vcpu->client_had_control = true; // for anything, not just to complete an access
 	store_run(vcpu);
 	if (vcpu->signal_mask_set)
 		pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -4,6 +4,7 @@
 //
 // It also looks, some times a second, whether somebody set kvm_run.immediate_exit of a vCPU that
 // executes guest code: a signal handler that only does that cannot reach translated code otherwise.
+// And it has running vCPUs look now and then whether the client has changed code they run.
 #include "kvm/kvm.h"
 
 #include <signal.h>
@@ -11,6 +12,7 @@
 
 #define NEVER (~0ull)
 #define LOOK_NS 4000000ull
+#define STALE_NS 20000000ull
 
 static u64 earliest(struct vm *vm)
 {
@@ -44,7 +46,7 @@ static void expire(struct vm *vm, u64 now)
 	}
 }
 
-static bool look_at_immediate_exit(struct vm *vm)
+static bool look_at_running(struct vm *vm, bool stale)
 {
 	bool running = false;
 
@@ -56,6 +58,8 @@ static bool look_at_immediate_exit(struct vm *vm)
 		running = true;
 		if (__atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_RELAXED))
 			vcpu_kick(vcpu);
+		else if (stale)
+			cpu_request(vcpu->cpu, REQ_TIMER);
 	}
 	return running;
 }
@@ -63,6 +67,7 @@ static bool look_at_immediate_exit(struct vm *vm)
 static void *timer_main(void *opaque)
 {
 	struct vm *vm = opaque;
+	u64 stale_next = 0;
 
 	prctl(PR_SET_TIMERSLACK, 1);
 	prctl(PR_SET_NAME, "cetkvm-timer");
@@ -72,8 +77,11 @@ static void *timer_main(void *opaque)
 		bool running;
 
 		__atomic_store_n(&vm->timer_next, 0, __ATOMIC_SEQ_CST);
-		expire(vm, clock_now());
-		running = look_at_immediate_exit(vm);
+		now = clock_now();
+		expire(vm, now);
+		running = look_at_running(vm, now >= stale_next);
+		if (now >= stale_next)
+			stale_next = now + STALE_NS;
 		next = earliest(vm);
 		// Who sets a deadline compares it with timer_next after storing it; we look at the
 		// deadlines again after storing timer_next. One of us sees the other.

@@ -56,14 +56,12 @@ static inline void machine_start(struct machine *m, unsigned flags)
 		abort();
 }
 
-// Puts code (real mode) into a page of its own, and the processor at its start.
+// Puts code (real mode) over what ran before, and the processor at its start.
 static inline void machine_code(struct machine *m, const void *code, size_t size)
 {
 	struct kvm_regs regs = { .rflags = 2, .rsp = 0x1000 };
 
-	m->code = m->code ? m->code + 0x1000 : 0x5000;
-	if (m->code > 0xf000)
-		abort();
+	m->code = 0x5000;
 	regs.rip = m->code;
 	memcpy(m->memory + m->code, code, size);
 	if (call(m->vcpu, KVM_SET_REGS, &regs) < 0)
