@@ -131,6 +131,8 @@ int jit_create(struct cpu *cpu, struct vm_code *vm)
 	    !jit->mems || !jit->calls || !jit->pages || !jit->recipes || !jit->decoded)
 		return -1; // the VM is about to be torn down by the caller
 	jit_make_thunks(jit);
+	jit->jump_logged[0] = jit->jump_logged[1] = JUMP_LOG + 1; // the tables are not empty but unknown
+	jit_clear_jumps(cpu);
 	pthread_mutex_lock(&vm->lock);
 	jit->index = vm->next_index++ & 31;
 	jit->vm_next = vm->first;
