@@ -470,7 +470,7 @@ static bool add_instruction(struct generator *g, int class)
 	u64 target = 0, t;
 	struct generator before = *g;
 	unsigned ignored_count = p->ignored_count;
-	bool masked = p->masked, compares = p->compares, images = p->images, pops_all = p->pops_all;
+	bool masked = p->masked, compares = p->compares, images = p->images, pops_all = p->pops_all, gs = p->gs;
 	typeof(p->ignored) ignored;
 	u64 gpr[16];
 
@@ -483,6 +483,7 @@ static bool add_instruction(struct generator *g, int class)
 
 		if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->mem.type == ZYDIS_MEMOP_TYPE_AGEN)
 			continue;
+		p->gs |= op->mem.segment == ZYDIS_REGISTER_GS;
 		if (!solve_memory(g, &c, op, &t) || may_cross_4g(g, &c, op, t))
 			goto reject;
 		if (!target)
@@ -520,6 +521,7 @@ reject:
 	p->compares = compares;
 	p->images = images;
 	p->pops_all = pops_all;
+	p->gs = gs;
 	memcpy(p->state.gpr, gpr, sizeof(gpr));
 	return false;
 }
@@ -644,7 +646,7 @@ void generate(struct program *p, int class, u64 seed, u64 index, bool mode32)
 	p->mode32 = mode32;
 	p->class = class;
 	p->count = p->size = p->ignored_count = 0;
-	p->masked = p->compares = p->images = p->pops_all = false;
+	p->masked = p->compares = p->images = p->pops_all = p->gs = false;
 	p->state.ended = NULL;
 	p->start = CODE_BASE + (chance(&g.rng, 80) ? below(&g.rng, 3900) :
 				chance(&g.rng, 80) ? 4096 - below(&g.rng, 60) : CODE_SIZE - below(&g.rng, 60));

@@ -66,6 +66,7 @@ struct program {
 	bool images;   // has operands of many bytes: the order of their accesses, so CR2, differs
 	bool compares; // has repeated CMPS or SCAS: whether one that faults changed the flags differs
 	bool pops_all; // has POPA: which registers one that faults has loaded differs
+	bool gs;       // has an operand in GS, whose base is not 0
 	bool masked; // has gathers or masked stores: CR2 and what a faulting one did are its own
 	u64 start; // linear address of the first instruction
 	struct state state; // where execution begins
