@@ -36,7 +36,10 @@ const char *cetkvm_host_problem(void);
  *   grain      block, single    translate many instructions at a time, or each alone
  *   supported-cpuid  FUNCTION:INDEX:FLAGS:EAX:EBX:ECX:EDX;...   in hexadecimal: what
  *                               KVM_GET_SUPPORTED_CPUID answers. Guests still get nothing that this
- *                               host and library cannot do. */
+ *                               host and library cannot do.
+ *   kvm-abi    over-saving, strict, constrained
+ *                               which generation of KVM_GET_XSAVE and KVM_SET_XSAVE: before Linux 5.17,
+ *                               before 6.6, and since then (which is the default) */
 int cetkvm_set_option(const char *name, const char *value);
 
 /* For programs that put these calls in the place of the C library's, as `cetkvm exec` does.

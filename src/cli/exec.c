@@ -26,13 +26,14 @@ struct exec_options {
 	char settings[32768]; // CETKVM_OPTIONS
 };
 
-enum { OPTION_CPU = 256, OPTION_TRACE, OPTION_SYMBOLS, OPTION_GRAIN, OPTION_HELP };
+enum { OPTION_CPU = 256, OPTION_TRACE, OPTION_SYMBOLS, OPTION_GRAIN, OPTION_KVM_ABI, OPTION_HELP };
 
 static const struct option long_options[] = {
 	{ "cpu", required_argument, NULL, OPTION_CPU },
 	{ "trace", required_argument, NULL, OPTION_TRACE },
 	{ "symbols", required_argument, NULL, OPTION_SYMBOLS },
 	{ "grain", required_argument, NULL, OPTION_GRAIN },
+	{ "kvm-abi", required_argument, NULL, OPTION_KVM_ABI },
 	{ "help", no_argument, NULL, OPTION_HELP },
 	{ NULL, 0, NULL, 0 },
 };
@@ -79,6 +80,10 @@ static int take_option(struct exec_options *options, int option)
 		if (strcmp(optarg, "block") && strcmp(optarg, "single"))
 			return bad("--grain", optarg, "block or single");
 		return add_setting(options, "grain", optarg);
+	case OPTION_KVM_ABI:
+		if (strcmp(optarg, "over-saving") && strcmp(optarg, "strict") && strcmp(optarg, "constrained"))
+			return bad("--kvm-abi", optarg, "over-saving, strict or constrained");
+		return add_setting(options, "kvm-abi", optarg);
 	}
 	return -1;
 }

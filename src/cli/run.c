@@ -27,7 +27,7 @@
 #define VCPUS_MAX      254
 
 struct run_options {
-	const char *kernel, *initrd, *append, *device, *trace, *symbols, *grain;
+	const char *kernel, *initrd, *append, *device, *trace, *symbols, *grain, *kvm_abi;
 	char **program;              // PROGRAM ARGUMENT... NULL
 	char *environment[LIST_MAX]; // NAME=VALUE
 	char *files[LIST_MAX];       // HOST[:GUEST]
@@ -38,7 +38,7 @@ struct run_options {
 
 enum {
 	OPTION_KERNEL = 256, OPTION_INITRD, OPTION_APPEND, OPTION_MEM, OPTION_SMP, OPTION_CPU, OPTION_PROGRAM, OPTION_ENV,
-	OPTION_ADD, OPTION_TRACE, OPTION_SYMBOLS, OPTION_DEVICE, OPTION_GRAIN, OPTION_TIMEOUT, OPTION_NO_REBOOT,
+	OPTION_ADD, OPTION_TRACE, OPTION_SYMBOLS, OPTION_DEVICE, OPTION_GRAIN, OPTION_KVM_ABI, OPTION_TIMEOUT, OPTION_NO_REBOOT,
 	OPTION_VERBOSE, OPTION_SHELL, OPTION_HELP,
 };
 
@@ -56,6 +56,7 @@ static const struct option long_options[] = {
 	{ "symbols", required_argument, NULL, OPTION_SYMBOLS },
 	{ "device", required_argument, NULL, OPTION_DEVICE },
 	{ "grain", required_argument, NULL, OPTION_GRAIN },
+	{ "kvm-abi", required_argument, NULL, OPTION_KVM_ABI },
 	{ "timeout", required_argument, NULL, OPTION_TIMEOUT },
 	{ "no-reboot", no_argument, NULL, OPTION_NO_REBOOT },
 	{ "verbose", no_argument, NULL, OPTION_VERBOSE },
@@ -123,6 +124,11 @@ static int take_choice(struct run_options *options, int option)
 		if (strcmp(optarg, "block") && strcmp(optarg, "single"))
 			return bad("--grain", optarg, "block or single");
 		options->grain = optarg;
+		return 0;
+	case OPTION_KVM_ABI:
+		if (strcmp(optarg, "over-saving") && strcmp(optarg, "strict") && strcmp(optarg, "constrained"))
+			return bad("--kvm-abi", optarg, "over-saving, strict or constrained");
+		options->kvm_abi = optarg;
 		return 0;
 	case OPTION_SMP:
 		if (parse_number(optarg, 1, VCPUS_MAX, &options->config.vcpus) < 0)
@@ -213,8 +219,8 @@ static int check_together(const struct run_options *options)
 		vmm_message("--program and --initrd exclude each other: the program comes in an initrd of its own");
 		return -1;
 	}
-	if (options->device && (options->trace || options->symbols || options->grain)) {
-		vmm_message("--trace, --symbols and --grain are for the built-in KVM; they do not go with --device");
+	if (options->device && (options->trace || options->symbols || options->grain || options->kvm_abi)) {
+		vmm_message("--trace, --symbols, --grain and --kvm-abi are for the built-in KVM; they do not go with --device");
 		return -1;
 	}
 	if (options->symbols && access(options->symbols, R_OK)) {
@@ -232,6 +238,7 @@ static int set_library_options(const struct run_options *options, const struct k
 		{ "trace-cp", options->trace ? "on" : NULL, "--trace cp" },
 		{ "symbols", options->symbols, "--symbols" },
 		{ "grain", options->grain, "--grain" },
+		{ "kvm-abi", options->kvm_abi, "--kvm-abi" },
 	};
 	unsigned i;
 

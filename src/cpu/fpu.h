@@ -9,6 +9,7 @@
 #define CETKVM_CPU_FPU_H
 
 #include "cpu/cpu.h"
+#include "xstate/fpstate.h"
 
 // Around everything cpu_run() does: saves the calling thread's own state; on leaving puts the
 // guest's away and restores the thread's, control words and all.
@@ -84,13 +85,10 @@ u64 fpu_mmx_read(struct cpu *cpu, unsigned n);
 // What an MMX instruction does to the x87 state: TOP = 0, all registers valid.
 void fpu_mmx_enter(struct cpu *cpu);
 
-// Whole images in the guest's standard format (KVM_GET_XSAVE and KVM_SET_XSAVE; XSAVE itself).
-// Get: components of `mask`; others become initial. Writes xstate_standard_size(mask | 3) or
-// 4096 bytes, whichever `size` allows. False: `size` is too small.
-bool fpu_get_image(struct cpu *cpu, void *image, size_t size, u64 mask);
-// Set: -EINVAL for bits outside `allowed`, a header that is not plain standard, a bad MXCSR.
-// PKRU is left alone unless its bit is set. Supervisor components are not touched.
-int fpu_set_image(struct cpu *cpu, const void *image, size_t size, u64 allowed);
+// The registers to an image in memory and back, as XSAVES and XRSTORS with all of its components
+// would do it; PKRU is saved, and left alone by a load. False: see fpstate_may_save().
+bool cpu_fpstate_save(struct cpu *cpu, struct fpstate *fpstate);
+void cpu_fpstate_load(struct cpu *cpu, struct fpstate *fpstate);
 // Components in use, as XGETBV with ECX = 1 sees them before XCR0 is applied.
 u64 fpu_xinuse(struct cpu *cpu);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// XSAVE, XSAVEOPT, XSAVEC, XSAVES, XRSTOR, XRSTORS, and images for KVM_GET/SET_XSAVE.
+// XSAVE, XSAVEOPT, XSAVEC, XSAVES, XRSTOR, XRSTORS, and the swap with an image in memory (struct fpstate).
 //
 // Components live in several places: x87, SSE, AVX and AVX-512 in cpu->fpstate, PKRU and the CET
 // MSRs in struct cpu. component_read/write/in_use are the only code that knows. A restore reads
@@ -14,7 +14,6 @@
 #include "cpu/operand.h"
 #include "xstate/xstate.h"
 
-#include <errno.h>
 #include <string.h>
 
 #define HEADER XSTATE_HEADER_OFFSET
@@ -405,83 +404,64 @@ static void xrstors(struct cpu *cpu, const struct insn *insn)
 	restore_checked(cpu, insn, cpu->xcr0 | cpu->xss, true);
 }
 
-// ---- images for ioctls ----
+// ---- images in memory ----
 
-bool fpu_get_image(struct cpu *cpu, void *image, size_t size, u64 mask)
+bool cpu_fpstate_save(struct cpu *cpu, struct fpstate *fpstate)
 {
-	u8 *to = image;
-	u64 xstate_bv = (fpu_xinuse(cpu) | XSTATE_MASK(XSTATE_PKRU)) & mask;
-	u32 mxcsr[2] = { MXCSR_INIT, GUEST_MXCSR_MASK };
+	u32 mxcsr[2] = { 0, GUEST_MXCSR_MASK };
+	u64 in_use;
 
-	mask &= xstate_user_mask();
-	xstate_bv &= mask;
-	if (size < xstate_standard_size(mask))
+	if (!fpstate_may_save(fpstate))
 		return false;
-	memset(to, 0, size);
-	xstate_init_component(XSTATE_X87, to);
-	if (xstate_bv & XSTATE_MASK(XSTATE_X87)) {
-		x87_fx_header(cpu, to, true);
-		memcpy(to + FX_ST, &cpu->fpstate[FX_ST], 128);
+	cpu_fpu_unload(cpu);
+	// PKRU is always told: it has no initial configuration that a guest could not want.
+	in_use = (fpu_xinuse(cpu) | XSTATE_MASK(XSTATE_PKRU)) & fpstate->xfeatures;
+	for (unsigned i = 0; i < XSTATE_BITS; i++) {
+		u8 *data = in_use >> i & 1 ? fpstate_component(fpstate, i) : NULL;
+
+		if (!data)
+			continue;
+		if (i == XSTATE_X87) {
+			x87_fx_header(cpu, data, true);
+			memcpy(data + FX_ST, &cpu->fpstate[FX_ST], 128);
+		} else if (i == XSTATE_SSE) {
+			memcpy(data + FX_XMM, &cpu->fpstate[FX_XMM], 256);
+		} else {
+			component_read(cpu, i, data);
+		}
 	}
-	if (xstate_bv & XSTATE_MASK(XSTATE_SSE))
-		memcpy(to + FX_XMM, &cpu->fpstate[FX_XMM], 256);
-	if (xstate_bv & (XSTATE_MASK(XSTATE_SSE) | XSTATE_MASK(XSTATE_AVX)))
-		mxcsr[0] = fpu_get32(cpu, FX_MXCSR);
-	memcpy(to + FX_MXCSR, mxcsr, sizeof(mxcsr));
-	for (unsigned i = 2; i < XSTATE_BITS; i++)
-		if (xstate_bv >> i & 1)
-			component_read(cpu, i, to + xstate_component(i)->offset);
-	memcpy(to + HEADER, &xstate_bv, 8);
+	mxcsr[0] = fpu_get32(cpu, FX_MXCSR);
+	memcpy(fpstate->image + FX_MXCSR, mxcsr, sizeof(mxcsr));
+	fpstate_set_xstate_bv(fpstate, in_use);
 	return true;
 }
 
-static bool image_acceptable(const u8 *from, size_t size, u64 allowed)
+void cpu_fpstate_load(struct cpu *cpu, struct fpstate *fpstate)
 {
-	struct xstate_header header;
-	u64 with_mxcsr = XSTATE_MASK_FPSSE | XSTATE_MASK(XSTATE_AVX);
-	u32 mxcsr;
-
-	if (size < XSTATE_EXTENDED_OFFSET)
-		return false;
-	memcpy(&header, from + HEADER, sizeof(header));
-	memcpy(&mxcsr, from + FX_MXCSR, 4);
-	if (header.xstate_bv & ~(allowed & xstate_user_mask()) || header.xcomp_bv)
-		return false;
-	for (unsigned i = 0; i < sizeof(header.reserved); i++)
-		if (header.reserved[i])
-			return false;
-	if (size < xstate_standard_size(header.xstate_bv))
-		return false;
-	return !(header.xstate_bv & with_mxcsr) || !(mxcsr & ~GUEST_MXCSR_MASK);
-}
-
-int fpu_set_image(struct cpu *cpu, const void *image, size_t size, u64 allowed)
-{
-	const u8 *from = image;
-	u64 xstate_bv;
+	u64 present = fpstate_xstate_bv(fpstate);
 	u32 mxcsr = MXCSR_INIT;
 
-	if (!image_acceptable(from, size, allowed))
-		return -EINVAL;
-	memcpy(&xstate_bv, from + HEADER, 8);
+	cpu_fpu_unload(cpu);
 	for (unsigned i = 0; i < XSTATE_BITS; i++) {
-		bool present = xstate_bv >> i & 1;
+		const u8 *data = fpstate_component(fpstate, i);
 
-		if (i == XSTATE_X87 && present)
-			x87_fx_load(cpu, from, true);
-		else if (i == XSTATE_SSE && present) {
-			memcpy(&cpu->fpstate[FX_XMM], from + FX_XMM, 256);
+		if (!data || i == XSTATE_PKRU)
+			continue;
+		if (!(present >> i & 1)) {
+			component_init(cpu, i, xstate_component(i)->size);
+		} else if (i == XSTATE_X87) {
+			x87_fx_load(cpu, data, true);
+		} else if (i == XSTATE_SSE) {
+			memcpy(&cpu->fpstate[FX_XMM], data + FX_XMM, 256);
 			fpu_dirty(cpu, XSTATE_MASK(XSTATE_SSE));
-		} else if (present)
-			component_write(cpu, i, from + xstate_component(i)->offset,
-					xstate_component(i)->size);
-		else if (in_fpstate(i))
-			fpu_init_component(cpu, i);
+		} else {
+			component_write(cpu, i, data, xstate_component(i)->size);
+		}
 	}
-	if (xstate_bv & (XSTATE_MASK_FPSSE | XSTATE_MASK(XSTATE_AVX)))
-		memcpy(&mxcsr, from + FX_MXCSR, 4);
-	fpu_set32(cpu, FX_MXCSR, mxcsr);
-	return 0;
+	// The compacted format has MXCSR with SSE.
+	if (present & XSTATE_MASK(XSTATE_SSE))
+		memcpy(&mxcsr, fpstate->image + FX_MXCSR, sizeof(mxcsr));
+	fpu_set32(cpu, FX_MXCSR, mxcsr & GUEST_MXCSR_MASK);
 }
 
 // ---- rows ----

@@ -83,7 +83,7 @@ long capability(struct vm *vm, unsigned long number)
 {
 	switch (number) {
 	case KVM_CAP_XSAVE2:
-		return xsave_size();
+		return xsave_size(vm);
 	case KVM_CAP_NR_VCPUS:
 		return sysconf(_SC_NPROCESSORS_ONLN);
 	}

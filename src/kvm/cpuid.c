@@ -3,6 +3,7 @@
 // leaves mean (src/cpu/cpuid.c); here are the ABI and its rules.
 #include "cpu/features.h"
 #include "cpu/system.h"
+#include "kvm/generation.h"
 #include "kvm/kvm.h"
 
 #include <errno.h>
@@ -94,6 +95,7 @@ static void conclude(struct vcpu *vcpu)
 {
 	struct cpu *cpu = vcpu->cpu;
 
+	generation_after_cpuid(vcpu);
 	vcpu->pv_features = 0;
 	for (unsigned i = 0; i < cpu->cpuid_count; i++)
 		if (cpu->cpuid[i].function == KVM_CPUID_FEATURES)

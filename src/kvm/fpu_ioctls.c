@@ -2,92 +2,79 @@
 // Extended state for user space: KVM_{GET,SET}_FPU, XSAVE, XSAVE2, XCRS.
 #include "cpu/fpu.h"
 #include "cpu/system.h"
-#include "kvm/kvm.h"
-#include "xstate/xstate.h"
+#include "kvm/generation.h"
+#include "kvm/guest_fpu.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-void fpu_ioctl_get(struct vcpu *vcpu, struct kvm_fpu *fpu)
+// All that this host can offer a guest, and so what an image may hold.
+u64 xsave_supported(void)
 {
-	struct cpu *cpu = vcpu->cpu;
+	return guest_fpu_configs()->user.max_features;
+}
 
-	cpu_fpu_unload(cpu);
+unsigned xsave_size(const struct vm *vm)
+{
+	unsigned size = guest_fpu_configs()->user.default_size;
+
+	return size < XSTATE_UABI_MIN_SIZE ? XSTATE_UABI_MIN_SIZE : size;
+}
+
+int fpu_ioctl_get(struct vcpu *vcpu, struct kvm_fpu *fpu)
+{
+	u8 image[XSTATE_UABI_MIN_SIZE] __attribute__((aligned(64)));
+	u16 fields[4]; // FCW, FSW, abridged tags, FOP
+
+	guest_fpu_put(vcpu);
+	if (!fpstate_copy_to_uabi(vcpu->fpu, image, sizeof(image), XSTATE_MASK_FPSSE, 0))
+		return -EINVAL;
 	memset(fpu, 0, sizeof(*fpu));
-	memcpy(fpu->fpr, cpu->fpstate + FX_ST, sizeof(fpu->fpr));
-	fpu->fcw = fpu_get16(cpu, FX_FCW);
-	fpu->fsw = fpu_get16(cpu, FX_FSW);
-	fpu->ftwx = cpu->fpstate[FX_FTW];
-	fpu->last_opcode = fpu_get16(cpu, FX_FOP);
-	memcpy(&fpu->last_ip, cpu->fpstate + FX_FIP, 8);
-	memcpy(&fpu->last_dp, cpu->fpstate + FX_FDP, 8);
-	memcpy(fpu->xmm, cpu->fpstate + FX_XMM, sizeof(fpu->xmm));
-	fpu->mxcsr = fpu_get32(cpu, FX_MXCSR);
+	memcpy(fpu->fpr, image + FX_ST, sizeof(fpu->fpr));
+	memcpy(fields, image, sizeof(fields));
+	fpu->fcw = fields[0];
+	fpu->fsw = fields[1];
+	fpu->ftwx = (u8)fields[2];
+	fpu->last_opcode = fields[3];
+	memcpy(&fpu->last_ip, image + FX_FIP, 8);
+	memcpy(&fpu->last_dp, image + FX_FDP, 8);
+	memcpy(fpu->xmm, image + FX_XMM, sizeof(fpu->xmm));
+	memcpy(&fpu->mxcsr, image + FX_MXCSR, sizeof(fpu->mxcsr));
+	return 0;
 }
 
 int fpu_ioctl_set(struct vcpu *vcpu, const struct kvm_fpu *fpu)
 {
-	struct cpu *cpu = vcpu->cpu;
+	u16 fields[4] = { fpu->fcw, fpu->fsw, fpu->ftwx, fpu->last_opcode & 0x7ff };
+	u8 *image = vcpu->fpu->image;
 
 	if (fpu->mxcsr & ~GUEST_MXCSR_MASK)
 		return -EINVAL;
-	cpu_fpu_unload(cpu);
-	memcpy(cpu->fpstate + FX_ST, fpu->fpr, sizeof(fpu->fpr));
-	fpu_set16(cpu, FX_FCW, fpu->fcw);
-	fpu_set16(cpu, FX_FSW, fpu->fsw);
-	fpu_set16(cpu, FX_FTW, fpu->ftwx);
-	fpu_set16(cpu, FX_FOP, fpu->last_opcode & 0x7ff);
-	memcpy(cpu->fpstate + FX_FIP, &fpu->last_ip, 8);
-	memcpy(cpu->fpstate + FX_FDP, &fpu->last_dp, 8);
-	memcpy(cpu->fpstate + FX_XMM, fpu->xmm, sizeof(fpu->xmm));
-	fpu_set32(cpu, FX_MXCSR, fpu->mxcsr);
-	fpu_dirty(cpu, XSTATE_MASK_FPSSE);
+	guest_fpu_put(vcpu);
+	memcpy(image, fields, sizeof(fields));
+	memcpy(image + FX_ST, fpu->fpr, sizeof(fpu->fpr));
+	memcpy(image + FX_FIP, &fpu->last_ip, 8);
+	memcpy(image + FX_FDP, &fpu->last_dp, 8);
+	memcpy(image + FX_XMM, fpu->xmm, sizeof(fpu->xmm));
+	memcpy(image + FX_MXCSR, &fpu->mxcsr, sizeof(fpu->mxcsr));
+	fpstate_set_xstate_bv(vcpu->fpu, fpstate_xstate_bv(vcpu->fpu) | XSTATE_MASK_FPSSE);
 	return 0;
 }
 
-// All that this host can offer a guest, and so what an image may hold.
-static u64 supported_xcr0(void)
+int xsave_get(struct vcpu *vcpu, void *client, bool any_size)
 {
-	struct cpu_cpuid_entry entries[CPU_MAX_CPUID];
-	unsigned count = cpuid_supported(entries, CPU_MAX_CPUID);
-
-	for (unsigned i = 0; i < count; i++)
-		if (entries[i].function == 0xd && entries[i].index == 0)
-			return (u64)entries[i].edx << 32 | entries[i].eax;
-	return XSTATE_MASK_FPSSE;
-}
-
-static u64 image_mask(void)
-{
-	static u64 mask;
-
-	if (!mask)
-		mask = supported_xcr0() | XSTATE_MASK_FPSSE;
-	return mask;
-}
-
-unsigned xsave_size(void)
-{
-	unsigned size = xstate_standard_size(image_mask());
-
-	return size < sizeof(struct kvm_xsave) ? sizeof(struct kvm_xsave) : size;
-}
-
-int xsave_get(struct vcpu *vcpu, void *client, size_t size)
-{
+	size_t size = vcpu->fpu->uabi_size;
 	void *image;
 	int result = -EINVAL;
 
-	if (size < xsave_size())
+	if (!any_size && size > sizeof(struct kvm_xsave))
 		return -EINVAL;
-	size = xsave_size();
 	image = calloc(1, size);
 	if (!image)
 		return -ENOMEM;
-	cpu_fpu_unload(vcpu->cpu);
-	if (fpu_get_image(vcpu->cpu, image, size,
-			  (vcpu->cpu->xcr0_supported & image_mask()) | XSTATE_MASK_FPSSE))
+	guest_fpu_put(vcpu);
+	if (fpstate_copy_to_uabi(vcpu->fpu, image, size, generation_get_mask(vcpu), vcpu->cpu->pkru))
 		result = copy_to_client(client, image, size);
 	free(image);
 	return result;
@@ -95,17 +82,15 @@ int xsave_get(struct vcpu *vcpu, void *client, size_t size)
 
 int xsave_set(struct vcpu *vcpu, const void *client)
 {
-	size_t size = xsave_size();
+	size_t size = vcpu->fpu->uabi_size;
 	void *image = calloc(1, size);
 	int result;
 
 	if (!image)
 		return -ENOMEM;
 	result = copy_from_client(image, client, size);
-	if (!result) {
-		cpu_fpu_unload(vcpu->cpu);
-		result = fpu_set_image(vcpu->cpu, image, size, image_mask());
-	}
+	if (!result)
+		result = guest_fpu_set_uabi(vcpu, image, size);
 	free(image);
 	return result;
 }

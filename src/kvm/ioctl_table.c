@@ -302,10 +302,10 @@ HANDLER(set_cpuid2) { return cpuid_set_ioctl(c->vcpu, c->client); }
 HANDLER(get_cpuid2) { return cpuid_get_ioctl(c->vcpu, c->client); }
 HANDLER(get_msrs) { return msrs_ioctl(c->vcpu, c->client, false); }
 HANDLER(set_msrs) { return msrs_ioctl(c->vcpu, c->client, true); }
-HANDLER(get_fpu) { fpu_ioctl_get(c->vcpu, c->arg); return 0; }
+HANDLER(get_fpu) { return fpu_ioctl_get(c->vcpu, c->arg); }
 HANDLER(set_fpu) { return fpu_ioctl_set(c->vcpu, c->arg); }
-HANDLER(get_xsave) { return xsave_get(c->vcpu, c->client, sizeof(struct kvm_xsave)); }
-HANDLER(get_xsave2) { return xsave_get(c->vcpu, c->client, xsave_size()); }
+HANDLER(get_xsave) { return xsave_get(c->vcpu, c->client, false); }
+HANDLER(get_xsave2) { return xsave_get(c->vcpu, c->client, true); }
 HANDLER(set_xsave) { return xsave_set(c->vcpu, c->client); }
 HANDLER(get_xcrs) { xcrs_get(c->vcpu, c->arg); return 0; }
 HANDLER(set_xcrs) { return xcrs_set(c->vcpu, c->arg); }

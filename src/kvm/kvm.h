@@ -28,6 +28,7 @@
 
 struct vm;
 struct vcpu;
+struct fpstate;
 
 // ---- files (fd.c) ----
 enum fd_kind { FD_NONE, FD_SYSTEM, FD_VM, FD_VCPU, FD_STATS };
@@ -53,6 +54,9 @@ static inline void *client_at(const void *client, size_t offset)
 
 // ---- options (options.c) ----
 extern bool option_trace_cp, option_single_grain;
+
+// The contract of KVM_GET_XSAVE and KVM_SET_XSAVE: see generation.c.
+enum generation { GENERATION_OVER_SAVING, GENERATION_STRICT, GENERATION_CONSTRAINED };
 
 // ---- memory map (memslots.c) ----
 struct memslot {
@@ -149,6 +153,8 @@ struct vm {
 	int ring_fd; // our own descriptor of the VM's memfd
 	u64 tss_addr, identity_map_addr;
 
+	enum generation generation;
+
 	// Capabilities switched on
 	u32 max_vcpu_id;
 	u64 x2apic_api, exception_payload, triple_fault_event, msr_exits, manual_dirty_protect;
@@ -186,6 +192,7 @@ struct vcpu {
 	unsigned index;
 	struct lock mutex;
 	struct cpu *cpu;
+	struct fpstate *fpu; // see guest_fpu.h
 	struct lapic *lapic; // NULL: in user space
 	struct kvm_run *run; // pages 0 and 1 of the vCPU's mapping
 	u8 *pio_page;
@@ -298,10 +305,10 @@ int guest_debug_set(struct vcpu *vcpu, const struct kvm_guest_debug *debug);
 void translate(struct vcpu *vcpu, struct kvm_translation *translation);
 void events_get(struct vcpu *vcpu, struct kvm_vcpu_events *events);
 int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *events);
-void fpu_ioctl_get(struct vcpu *vcpu, struct kvm_fpu *fpu);
+int fpu_ioctl_get(struct vcpu *vcpu, struct kvm_fpu *fpu);
 int fpu_ioctl_set(struct vcpu *vcpu, const struct kvm_fpu *fpu);
-unsigned xsave_size(void); // KVM_CAP_XSAVE2
-int xsave_get(struct vcpu *vcpu, void *client, size_t size);
+unsigned xsave_size(const struct vm *vm); // KVM_CAP_XSAVE2
+int xsave_get(struct vcpu *vcpu, void *client, bool any_size); // any_size: KVM_GET_XSAVE2
 int xsave_set(struct vcpu *vcpu, const void *client);
 void xcrs_get(struct vcpu *vcpu, struct kvm_xcrs *xcrs);
 int xcrs_set(struct vcpu *vcpu, const struct kvm_xcrs *xcrs);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // MSRs for user space: KVM_{GET,SET}_MSRS on a vCPU and on the system, and the lists of them.
 #include "cpu/system.h"
+#include "kvm/guest_fpu.h"
 #include "kvm/kvm.h"
 
 #include <errno.h>
@@ -13,6 +14,9 @@ static bool transfer(struct vcpu *vcpu, struct kvm_msr_entry *entry, bool write)
 	u64 value = entry->data;
 	int error;
 
+	// State that XSAVE manages may be in memory.
+	if (vcpu && guest_fpu_holds_msr(entry->index))
+		guest_fpu_load(vcpu);
 	if (!vcpu)
 		error = cpu_feature_msr(entry->index, &value);
 	else if (write)

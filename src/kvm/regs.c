@@ -5,6 +5,7 @@
 #include "cpu/features.h"
 #include "cpu/mem.h"
 #include "cpu/system.h"
+#include "kvm/guest_fpu.h"
 #include "kvm/kvm.h"
 
 #include <errno.h>
@@ -152,6 +153,8 @@ int one_reg(struct vcpu *vcpu, const struct kvm_one_reg *reg, bool set)
 
 	if (result)
 		return result;
+	if (guest_fpu_holds_msr(msr))
+		guest_fpu_load(vcpu);
 	if (!set) {
 		if (cpu_rdmsr(vcpu->cpu, msr, &value, BY_HOST))
 			return -EINVAL;

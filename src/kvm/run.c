@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // KVM_RUN: from the client's call to the exit it is told about, and the sleep of a halted vCPU.
 // api.rst: KVM_RUN, "The kvm_run structure", KVM_SET_MP_STATE.
+#include "kvm/guest_fpu.h"
 #include "kvm/kvm.h"
 
 #include <errno.h>
@@ -418,6 +419,7 @@ long vcpu_run(struct vcpu *vcpu)
 	vcpu->immediate_exit = __atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST);
 	cpu_client_ran(vcpu->cpu, vcpu->completion != COMPLETE_NONE && !vcpu->client_had_control);
 	vcpu->client_had_control = false;
+	guest_fpu_load(vcpu);
 	io_complete(vcpu);
 	if (vcpu->mp_state == KVM_MP_STATE_UNINITIALIZED)
 		result = run_uninitialized(vcpu);

@@ -2,6 +2,7 @@
 // A vCPU's creation and end, and the client's mapping of it: kvm_run, a page for port I/O data, and
 // the machine's ring of coalesced writes.
 #include "cetkvm/cetkvm.h"
+#include "kvm/guest_fpu.h"
 #include "kvm/kvm.h"
 
 #include <errno.h>
@@ -21,6 +22,7 @@ void vcpu_destroy(struct vcpu *vcpu)
 		munmap(vcpu->run, 2 * PAGE_SIZE);
 	if (vcpu->file >= 0)
 		close(vcpu->file);
+	fpstate_free(vcpu->fpu);
 	free(vcpu->cpuid);
 	free(vcpu);
 }
@@ -53,7 +55,7 @@ static struct vcpu *make(struct vm *vm, u32 id, int fd)
 		vcpu->run = NULL;
 	vcpu->pio_page = (u8 *)vcpu->run + PAGE_SIZE;
 	vcpu->cpu = cpu_create(&vcpu_ops, vcpu, vm->code);
-	if (!vcpu->cpu || !vcpu->run || vcpu->file < 0) {
+	if (!vcpu->cpu || !vcpu->run || vcpu->file < 0 || !guest_fpu_create(vcpu)) {
 		vcpu_destroy(vcpu);
 		return NULL;
 	}

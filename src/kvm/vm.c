@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // A virtual machine's life. It is kept by its own descriptor and by each vCPU's; vCPUs live as long.
+#include "kvm/generation.h"
 #include "kvm/kvm.h"
 
 #include <errno.h>
@@ -20,6 +21,7 @@ int vm_create(u32 type)
 	vm->references = 1;
 	vm->process_generation = fd_process_generation();
 	vm->max_vcpu_id = MAX_VCPU_ID;
+	vm->generation = option_generation;
 	vm->identity_map_addr = 0xfffbc000;
 	vm->ring_fd = -1;
 	clock_vm_init(vm);

@@ -19,7 +19,7 @@ struct kvm_backend {
 	int (*close)(int fd);
 	// Ends KVM_RUN on a vCPU whose thread has been sent a signal. NULL: the signal does it alone.
 	void (*kick)(int vcpu_fd);
-	// What no kernel has: "trace-cp", "symbols", "grain". Before open(). NULL for a device.
+	// What no kernel has: "trace-cp", "symbols", "grain", "kvm-abi". Before open(). NULL for a device.
 	int (*set_option)(const char *name, const char *value);
 };
 

@@ -25,7 +25,7 @@ static const struct xstate_component components[XSTATE_BITS] = {
 	[XSTATE_PT] = { "PT", 128, 0, SUPERVISOR, false, false, { { 7, 0, REG_EBX, 25 } } },
 	[XSTATE_PKRU] = { "PKRU", 8, 2688, USER, false, false, { { 7, 0, REG_ECX, 3 } } },
 	[XSTATE_PASID] = { "PASID", 8, 0, SUPERVISOR, false, false, { { 7, 0, REG_ECX, 29 } } },
-	// IA32_U_CET exists with either half of CET, the supervisor stack pointers with one.
+	// The second bit counts under one of the two rules for CET_U only: see config.h.
 	[XSTATE_CET_U] = { "CET_U", 16, 0, SUPERVISOR, false, false,
 			   { { 7, 0, REG_ECX, 7 }, { 7, 0, REG_EDX, 20 } } },
 	[XSTATE_CET_S] = { "CET_S", 24, 0, SUPERVISOR, false, false, { { 7, 0, REG_ECX, 7 } } },
@@ -171,77 +171,4 @@ void xstate_init_component(unsigned bit, void *data)
 	default:
 		memset(p, 0, components[bit].size);
 	}
-}
-
-// Copies the parts of the legacy region that components 0 and 1 own. MXCSR and its mask go with
-// either SSE or AVX.
-static void copy_legacy(const uint8_t *from, uint8_t *to, uint64_t mask)
-{
-	if (mask & XSTATE_MASK(XSTATE_X87)) {
-		memcpy(to, from, 24);
-		memcpy(to + 32, from + 32, 128);
-	} else {
-		xstate_init_component(XSTATE_X87, to);
-	}
-	if (mask & XSTATE_MASK(XSTATE_SSE))
-		memcpy(to + 160, from + 160, 256);
-	else
-		xstate_init_component(XSTATE_SSE, to);
-	memset(to + 24, 0, 8);
-	put16(to + 24, MXCSR_INIT);
-	if (mask & (XSTATE_MASK(XSTATE_SSE) | XSTATE_MASK(XSTATE_AVX)))
-		memcpy(to + 24, from + 24, 8);
-	memset(to + 416, 0, 96);
-}
-
-static void convert(const uint8_t *from, uint8_t *to, uint64_t present, uint64_t all,
-		    uint64_t to_xcomp)
-{
-	struct xstate_header header;
-
-	memcpy(&header, from + XSTATE_HEADER_OFFSET, sizeof(header));
-	copy_legacy(from, to, present);
-	for (unsigned i = 2; i < XSTATE_BITS; i++) {
-		uint8_t *target = to + xstate_offset(to_xcomp, i);
-
-		if (!(all >> i & 1))
-			continue;
-		if (present >> i & 1)
-			memcpy(target, from + xstate_offset(header.xcomp_bv, i), components[i].size);
-		else
-			xstate_init_component(i, target);
-	}
-	memset(&header, 0, sizeof(header));
-	header.xstate_bv = present;
-	header.xcomp_bv = to_xcomp;
-	memcpy(to + XSTATE_HEADER_OFFSET, &header, sizeof(header));
-}
-
-static uint64_t image_xstate_bv(const void *image)
-{
-	struct xstate_header header;
-
-	memcpy(&header, (const uint8_t *)image + XSTATE_HEADER_OFFSET, sizeof(header));
-	return header.xstate_bv;
-}
-
-bool xstate_to_standard(const void *compacted, void *standard, size_t size, uint64_t mask)
-{
-	mask &= xstate_user_mask();
-	if (size < xstate_standard_size(mask))
-		return false;
-	memset(standard, 0, size);
-	convert(compacted, standard, image_xstate_bv(compacted) & mask, mask, 0);
-	return true;
-}
-
-bool xstate_to_compacted(const void *standard, void *compacted, size_t size, uint64_t mask)
-{
-	mask &= xstate_user_mask() | xstate_supervisor_mask();
-	if (size < xstate_compacted_size(mask))
-		return false;
-	memset(compacted, 0, size);
-	convert(standard, compacted, image_xstate_bv(standard) & mask & xstate_user_mask(), mask,
-		mask | XSTATE_COMPACTED);
-	return true;
 }

@@ -65,8 +65,8 @@ struct xstate_component {
 	bool supervisor;    // managed by IA32_XSS, else by XCR0
 	bool align64;	    // 64-byte aligned in the compacted format
 	bool xfd;	    // may be disabled by IA32_XFD
-	// The component exists when any of these is enumerated. Unused rows are all zero; a
-	// component whose first row is zero always exists.
+	// What has to be enumerated beside leaf 0xD for the component to be managed: the first bit (all
+	// zero: nothing). The second is an alternative to it that one rule allows: see config.h.
 	struct xstate_cpuid_bit cpuid[2];
 };
 
@@ -104,12 +104,5 @@ bool xstate_header_valid(const struct xstate_header *header, uint64_t allowed, b
 // Writes the initial configuration of component `bit` (its `size` bytes; for x87 and SSE the
 // legacy region's parts of the 512-byte area at `data`) to `data`.
 void xstate_init_component(unsigned bit, void *data);
-
-// Conversions between whole images. `mask`: components to transfer (those the source's XSTATE_BV
-// has as well); others become initial in the target. Returns false when the target is too small.
-// A standard image carries no supervisor components: they are left out.
-bool xstate_to_standard(const void *compacted, void *standard, size_t size, uint64_t mask);
-// The source's header must be valid. XCOMP_BV becomes mask | XSTATE_COMPACTED.
-bool xstate_to_compacted(const void *standard, void *compacted, size_t size, uint64_t mask);
 
 #endif

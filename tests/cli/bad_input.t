@@ -81,6 +81,8 @@ for n in 0 -1 255 four 2x ""; do
 done
 refuses "--timeout 0" "--timeout 0: not valid; " --kernel "$f/whole" --timeout 0
 refuses "--grain" "--grain coarse: not valid; accepted is block or single" --kernel "$f/whole" --grain coarse
+refuses "--kvm-abi" "--kvm-abi 5.17: not valid; accepted is over-saving, strict or constrained" --kernel "$f/whole" \
+	--kvm-abi 5.17
 refuses "--trace" "--trace everything: not valid; accepted is cp" --kernel "$f/whole" --trace everything
 refuses "--env" "--env FOO: not valid; accepted is NAME=VALUE" --kernel "$f/whole" --env FOO
 refuses "unknown option" "run: unknown option '--kernle'; " --kernle "$f/whole"
@@ -91,7 +93,7 @@ refuses "program that cannot run" "$f/text: not an executable file" --kernel "$f
 refuses "--program with --initrd" "--program and --initrd exclude" --kernel "$f/whole" --initrd "$f/initrd" --program true
 refuses "missing device" "$f/nodevice: No such file or directory" --kernel "$f/whole" --initrd "$f/initrd" --device "$f/nodevice"
 refuses "device that is no KVM" "/dev/null: not a KVM device" --kernel "$f/whole" --initrd "$f/initrd" --device /dev/null
-refuses "library option with a device" "--trace, --symbols and --grain are for the built-in KVM" \
+refuses "library option with a device" "--trace, --symbols, --grain and --kvm-abi are for the built-in KVM" \
 	--kernel "$f/whole" --device /dev/null --trace cp
 refuses "missing symbols" "$f/none: No such file or directory; --symbols needs " --kernel "$f/whole" --symbols "$f/none"
 refuses "wrong --add" "--add $f/text:x: wanted is " --kernel "$f/whole" --add "$f/text:x"

@@ -443,41 +443,59 @@ static void segment_limit(void)
 	raises(VECTOR_GP, "XSAVE that does not");
 }
 
-// ---- the images of KVM_GET_XSAVE and KVM_SET_XSAVE ----
+// ---- the swap with an image in memory ----
 
-static void ioctl_images(void)
+static bool any_feature(const struct xstate_cpuid_bit *bit, const void *opaque)
 {
-	static u8 image[4096];
+	return true;
+}
 
+static void images_in_memory(void)
+{
+	const u64 cet = XSTATE_MASK(XSTATE_CET_U) | XSTATE_MASK(XSTATE_CET_S);
+	struct xstate_processor processor = { .xcr0 = FPSSEAVX | XSTATE_MASK(XSTATE_PKRU), .xss = cet,
+					      .xsave = true, .xsaves = true, .has = any_feature };
+	struct xstate_configs configs;
+	struct xstate_permission permission;
+	struct fpstate *guest, *task;
+
+	xstate_configure(&configs, &processor, CET_U_WITH_SHSTK);
+	xstate_permission_init(&permission, &configs, true);
+	guest = fpstate_alloc_guest(&configs, &permission);
+	task = fpstate_alloc_task(&configs);
 	start(0);
 	random_state();
 	state[512] = 7;
 	load_state();
 	cpu->pkru = 0x55555554;
 	cpu->u_cet = CET_SHSTK_EN;
-	ok(fpu_get_image(cpu, image, sizeof(image), FPSSEAVX | XSTATE_MASK(XSTATE_PKRU)), "an image is got");
-	is(*(u64 *)(image + 512), FPSSEAVX | XSTATE_MASK(XSTATE_PKRU), "its XSTATE_BV");
-	is(*(u64 *)(image + 520), 0, "its XCOMP_BV");
-	ok(!memcmp(image + 576, state + 576, 256), "AVX is in it");
-	is(*(u32 *)(image + 2688), 0x55555554, "PKRU is in it");
+	cpu->pl_ssp[0] = 0x1000;
+	cpu->pl_ssp[3] = 0x4000;
+	ok(cpu_fpstate_save(cpu, guest), "a guest's state is saved");
+	is(*(u64 *)(guest->image + 512), FPSSEAVX | XSTATE_MASK(XSTATE_PKRU) | cet, "XSTATE_BV with both parts of CET");
+	is(*(u64 *)(guest->image + 520), (FPSSEAVX | XSTATE_MASK(XSTATE_PKRU) | cet) | XSTATE_COMPACTED, "XCOMP_BV as well");
+	ok(!memcmp(fpstate_component(guest, XSTATE_AVX), state + 576, 256), "AVX is in it");
+	is(*(u64 *)fpstate_component(guest, XSTATE_CET_S), 0x1000, "PL0_SSP is in it");
+	is(((u64 *)fpstate_component(guest, XSTATE_CET_U))[1], 0x4000, "PL3_SSP is in it");
 	fpu_reset(cpu);
-	cpu->pkru = 0;
-	is(fpu_set_image(cpu, image, sizeof(image), FPSSEAVX | XSTATE_MASK(XSTATE_PKRU)), 0, "it is set again");
+	cpu->u_cet = cpu->pl_ssp[0] = cpu->pl_ssp[3] = 0;
+	cpu->pkru = 0x11;
+	cpu_fpstate_load(cpu, guest);
 	ok(!memcmp(cpu->fpstate + FX_XMM, state + FX_XMM, 256), "XMM are back");
-	is(cpu->pkru, 0x55555554, "PKRU is back");
-	is(cpu->u_cet, CET_SHSTK_EN, "CET is no part of it");
-	is(fpu_set_image(cpu, image, sizeof(image), FPSSEAVX), -EINVAL, "a component that is not allowed");
-	*(u32 *)(image + FX_MXCSR) = 0x80000000;
-	is(fpu_set_image(cpu, image, sizeof(image), FPSSEAVX | XSTATE_MASK(XSTATE_PKRU)), -EINVAL, "a bad MXCSR");
-	*(u32 *)(image + FX_MXCSR) = MXCSR_INIT;
-	image[520] = 1;
-	is(fpu_set_image(cpu, image, sizeof(image), FPSSEAVX | XSTATE_MASK(XSTATE_PKRU)), -EINVAL, "XCOMP_BV not 0");
-	image[520] = 0;
-	*(u64 *)(image + 512) = 0;
-	is(fpu_set_image(cpu, image, sizeof(image), FPSSEAVX), 0, "an image of nothing");
-	is(*(u64 *)(cpu->fpstate + FX_XMM), 0, "is initial state");
-	is(cpu->pkru, 0x55555554, "without a PKRU bit PKRU stays");
-	ok(!fpu_get_image(cpu, image, 576, FPSSEAVX), "a buffer that is too small");
+	ok(cpu->u_cet == CET_SHSTK_EN && cpu->pl_ssp[0] == 0x1000 && cpu->pl_ssp[3] == 0x4000, "CET is back");
+	is(cpu->pkru, 0x11, "PKRU is not loaded with the rest");
+	fpstate_set_xstate_bv(guest, XSTATE_MASK(XSTATE_X87));
+	cpu_fpstate_load(cpu, guest);
+	is(*(u64 *)(cpu->fpstate + FX_XMM), 0, "components that are not there become initial");
+	is(cpu->u_cet | cpu->pl_ssp[0] | cpu->pl_ssp[3], 0, "CET as well");
+
+	ok(cpu_fpstate_save(cpu, task), "a task's state is saved");
+	is(*(u64 *)(task->image + 520) & cet, XSTATE_MASK(XSTATE_CET_U), "without CET_S");
+	task->xfeatures |= XSTATE_MASK(XSTATE_CET_S);
+	ok(!cpu_fpstate_save(cpu, task), "a task's image with CET_S is refused");
+	is(fpstate_refusals(), 1, "and counted");
+	fpstate_free(guest);
+	fpstate_free(task);
 }
 
 // Host and guest state around translated code: neither sees the other's.
@@ -516,7 +534,7 @@ int main(void)
 	supervisor();
 	compatibility_mode();
 	segment_limit();
-	ioctl_images();
+	images_in_memory();
 	swapping();
 	return done_testing();
 }

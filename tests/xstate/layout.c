@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The table of state components against CPUID leaf 0xD of the host (where both know a component), the
-// layouts computed from it, the rules for XCR0 and headers, and conversions between formats.
+// layouts computed from it, and the rules for XCR0 and headers.
 #include "xstate/xstate.h"
 
 #include <cpuid.h>
@@ -135,34 +135,6 @@ static void headers(void)
 	ok(!xstate_header_valid(&h, 7, true, true), "XCOMP_BV goes beyond what is allowed");
 }
 
-static void conversions(void)
-{
-	static uint8_t compacted[4096], standard[4096], again[4096];
-	uint64_t mask = 7 | M(PKRU) | M(CET_U), bv, xcomp = mask | XSTATE_COMPACTED;
-
-	for (unsigned i = 0; i < sizeof(compacted); i++)
-		compacted[i] = i * 37 >> 3;
-	memset(compacted + 416, 0, 96);
-	memset(compacted + 512, 0, 64);
-	bv = mask & ~M(SSE);
-	memcpy(compacted + 512, &bv, 8);
-	memcpy(compacted + 520, &xcomp, 8);
-	memset(standard, 0xee, sizeof(standard));
-	ok(xstate_to_standard(compacted, standard, sizeof(standard), mask), "compacted to standard");
-	memcpy(&bv, standard + 512, 8);
-	is(bv, 5 | M(PKRU), "XSTATE_BV: what is present and of users");
-	ok(!memcmp(standard + 2688, compacted + 832, 8), "PKRU moved to its place");
-	ok(!memcmp(standard + 576, compacted + 576, 256), "AVX stayed");
-	is(standard[160] | standard[415], 0, "SSE, which was absent, is initial");
-	is(standard[960] | standard[2600], 0, "gaps are zero");
-	ok(!xstate_to_standard(compacted, standard, 2688, mask), "no room");
-	ok(xstate_to_compacted(standard, again, sizeof(again), 7 | M(PKRU)), "and back");
-	ok(!memcmp(again + 576, compacted + 576, 264), "AVX and PKRU are as before");
-	ok(xstate_to_standard(again, standard, sizeof(standard), 3), "with a narrower mask");
-	memcpy(&bv, standard + 512, 8);
-	is(bv, 1, "only what is in it");
-}
-
 int main(void)
 {
 	against_host();
@@ -170,7 +142,6 @@ int main(void)
 	layouts();
 	xcr0();
 	headers();
-	conversions();
 	printf("1..%u\n", tests);
 	return failures != 0;
 }

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT
+// A vCPU's extended state: configurations, the image in memory, and where the state is just now.
+#ifndef CETKVM_KVM_GUEST_FPU_H
+#define CETKVM_KVM_GUEST_FPU_H
+
+#include "kvm/kvm.h"
+#include "xstate/fpstate.h"
+
+// What this host can keep for guests. The same for all.
+const struct xstate_configs *guest_fpu_configs(void);
+bool guest_fpu_create(struct vcpu *vcpu); // false: no memory
+void guest_fpu_load(struct vcpu *vcpu);	  // the registers hold the state after this
+void guest_fpu_put(struct vcpu *vcpu);	  // the image does
+// Is the MSR a part of the state?
+bool guest_fpu_holds_msr(u32 index);
+// KVM_SET_XSAVE with a copy of the client's image: 0 or -EINVAL.
+int guest_fpu_set_uabi(struct vcpu *vcpu, const void *image, size_t size);
+// XCR0 bits that this host can offer any guest.
+u64 xsave_supported(void);
+
+#endif
