@@ -149,7 +149,7 @@ enum cpu_request {
 	REQ_CODE = 1u << 5,	  // somebody writes to pages that hold code (jit_code_*)
 	REQ_TIMER = 1u << 6,	  // ops->timer
 	REQ_EVENT = 1u << 7,	  // internal: pending exception, single step, shadow... look in C
-	REQ_SMI = 1u << 8,
+	REQ_SMI = 1u << 8,	  // cpu->smi_pending was set
 };
 
 // Why cpu_run() came back. For CPU_EXIT_IO and CPU_EXIT_MMIO nothing has been committed: the
@@ -171,7 +171,7 @@ enum page_flags { PAGE_READONLY = 1, PAGE_LOG_DIRTY = 2 };
 // The processor's surroundings; src/kvm fills it in. All are called on the vCPU's own thread.
 struct cpu_ops {
 	// Host address of the 4-KiB guest-physical page `gpa` (bits 11:0 zero), or NULL for memory
-	// I/O. *flags: enum page_flags. PAGE_LOG_DIRTY: writes must be reported with mark_dirty()
+	// I/O, in the address space of system-management mode when cpu->smm. *flags: enum page_flags. PAGE_LOG_DIRTY: writes must be reported with mark_dirty()
 	// once per page, before the first write, until the next REQ_TLB_FLUSH.
 	void *(*map)(void *opaque, u64 gpa, unsigned *flags);
 	void (*mark_dirty)(void *opaque, u64 gpa);
@@ -300,9 +300,10 @@ struct cpu {
 	bool interrupt_shadow;	// STI or MOV SS/POP SS just executed: block for one instruction
 	bool mov_ss_shadow;	// it was MOV/POP SS: also holds back #DB
 	bool nmi_masked;
-	bool smm;
+	bool smm, smm_inside_nmi; // the latter: the SMI came while NMIs were masked
 	bool fpu_loaded;	// guest vector state is in the host's registers
 	volatile u32 nmi_pending; // 0..2
+	volatile u32 smi_pending; // 0..1
 	u64 cr0, cr2, cr3, cr4, xcr0;
 	u64 efer;
 	u64 dr[4], dr6, dr7;
@@ -317,7 +318,7 @@ struct cpu {
 	// MSRs the processor itself acts on
 	u64 star, lstar, cstar, sfmask, kernel_gs_base;
 	u64 sysenter_cs, sysenter_esp, sysenter_eip;
-	u64 tsc_aux, tsc_adjust, pat, xss, misc_enable, smbase, debugctl;
+	u64 tsc_aux, tsc_adjust, pat, xss, misc_enable, smbase, smi_count, debugctl;
 	u64 xfd, xfd_err;
 	u64 msr_values[192];	// everything else, by row of the table in msr.c
 

@@ -171,6 +171,8 @@ static u32 compute_mode(struct cpu *cpu)
 		(cpu->cr0 & CR0_MP ? MODE_MP : 0) | (cpu->cr4 & CR4_OSFXSR ? MODE_OSFXSR : 0);
 	if ((cpu->cr4 & CR4_OSXSAVE) && (cpu->xcr0 & 6) == 6)
 		mode |= MODE_AVX;
+	if (cpu->smm)
+		mode |= MODE_SMM;
 	if (cpu->cr4 & CR4_CET) {
 		u64 cet = cpu->cpl == 3 ? cpu->u_cet : cpu->s_cet;
 
@@ -718,11 +720,18 @@ static bool serve_requests(struct cpu *cpu)
 	if ((request & REQ_TIMER) && cpu->ops->timer)
 		cpu->ops->timer(cpu->opaque);
 	if (request & REQ_INIT_SIPI) {
+		// It may have been nothing: the others are looked at next.
+		cpu_request(cpu, request & (REQ_IRQ | REQ_NMI | REQ_SMI));
 		if (!cpu->ops->init_sipi(cpu->opaque)) {
-			cpu_request(cpu, request & REQ_IRQ);
 			cpu->exit = CPU_EXIT_OPS;
 			return false;
 		}
+		return true;
+	}
+	// Nothing but SMM itself holds an SMI back.
+	if (cpu->smi_pending && !cpu->smm) {
+		cpu_request(cpu, request & REQ_IRQ);
+		smm_enter(cpu);
 		return true;
 	}
 	if (cpu->nmi_pending && !cpu->nmi_masked && !shadow) {

@@ -9,11 +9,13 @@
 #define DR6_BD (1u << 13)	// debug register access under DR7.GD
 #define DR6_BS (1u << 14)	// single step
 #define DR6_BT (1u << 15)	// task switch to a TSS with T set
+#define DR6_WRITABLE (DR6_B | DR6_BD | DR6_BS | DR6_BT)
 #define DR6_FIXED 0xffff0ff0u	// bits which read as 1
 #define DR7_ENABLES 0xffu
 #define DR7_LOCAL 0x55u
 #define DR7_LE (1u << 8)
 #define DR7_GD (1u << 13)
+#define DR7_WRITABLE 0xffff23ffu
 #define DR7_FIXED 0x400u
 
 enum debug_access { DEBUG_EXECUTE = 0, DEBUG_WRITE = 1, DEBUG_IO = 2, DEBUG_READ = 3 };

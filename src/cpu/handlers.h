@@ -37,6 +37,9 @@ insn_handler maskmov_handler, vmaskmov_handler;
 // gather.c
 insn_handler gather_handler;
 
+// smm.c
+insn_handler rsm_handler;
+
 // x87_image.c
 insn_handler fxsave_handler, fxrstor_handler, fnsave_handler, frstor_handler, fnstenv_handler,
 	fldenv_handler;

@@ -28,6 +28,7 @@ enum mode {
 	MODE_MP = 1 << 15,
 	MODE_OSFXSR = 1 << 16,
 	MODE_AVX = 1 << 17,
+	MODE_SMM = 1 << 18,    // guest-physical addresses are those of SMM
 	MODE_SHSTK = 1 << 19,
 	MODE_IBT = 1 << 20,
 	MODE_WAIT = 1 << 21,

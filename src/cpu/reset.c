@@ -35,7 +35,6 @@ static void power_up(struct cpu *cpu)
 	cpu->xcr0 = 1;
 	cpu->xss = cpu->xfd = cpu->xfd_err = 0;
 	cpu->pkru = 0;
-	cpu->smm = false;
 	cpu->smbase = 0x30000;
 	cpu->tsc_adjust = cpu->tsc_aux = 0;
 	msr_reset(cpu);
@@ -73,7 +72,9 @@ void cpu_reset(struct cpu *cpu, bool init)
 	memset(cpu->pl_ssp, 0, sizeof(cpu->pl_ssp));
 
 	cpu->halted = cpu->interrupt_shadow = cpu->mov_ss_shadow = cpu->nmi_masked = false;
-	cpu->nmi_pending = 0;
+	cpu->nmi_pending = cpu->smi_pending = 0;
+	cpu->smm = cpu->smm_inside_nmi = false;
+	cpu->smi_count = 0;
 	cpu->event.valid = false;
 	cpu->delivering = 0;
 

@@ -48,4 +48,8 @@ void cpuid_query(struct cpu *cpu, u32 function, u32 index, u32 out[4]);
 // NULL when this host can run the processor; else one line which says what is missing.
 const char *cpu_host_problem(void);
 
+// An SMI is taken, at an instruction boundary outside SMM (smm.c). Leaves cpu_run() with
+// CPU_EXIT_SHUTDOWN when there is no memory for the save area.
+void smm_enter(struct cpu *cpu);
+
 #endif

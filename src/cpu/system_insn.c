@@ -4,9 +4,10 @@
 // "Masking Maskable Hardware Interrupts", "Protected-Mode Virtual Interrupts".
 //
 // The order of checks is the SDM's: #UD, then privilege, then values. Instructions without a row
-// (VMX, SVM, RSM outside SMM, MONITOR, MWAIT) are #UD.
+// (VMX, SVM, MONITOR, MWAIT) are #UD.
 #include "cpu/debug.h"
 #include "cpu/fpu.h"
+#include "cpu/handlers.h"
 #include "cpu/mem.h"
 #include "cpu/msr.h"
 #include "cpu/operand.h"
@@ -81,9 +82,6 @@ static void write_cr(struct cpu *cpu, unsigned n, u64 value)
 		cpu->ops->set_cr8(cpu->opaque, value);
 	}
 }
-
-#define DR6_WRITABLE (DR6_B | DR6_BD | DR6_BS | DR6_BT)
-#define DR7_WRITABLE 0xffff23ffu
 
 // DR4 and DR5 are other names of DR6 and DR7 unless CR4.DE is set.
 static unsigned check_dr(struct cpu *cpu, unsigned n)
@@ -475,6 +473,7 @@ const struct insn_row rows_system[] = {
 	ROW(CLI, INSN_END, 0, cli),
 	ROW(STI, INSN_END, 0, sti),
 	ROW(HLT, INSN_END, 0, hlt),
+	ROW(RSM, INSN_END, 0, rsm_handler),
 	ROW(VMCALL, INSN_END, FEATURE_HYPERVISOR, vmcall),
 	ROW(VMMCALL, INSN_END, FEATURE_HYPERVISOR, vmcall),
 	ROW(SERIALIZE, INSN_END, FEATURE_SERIALIZE, serialize),

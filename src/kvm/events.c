@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Events under way, for user space: KVM_{GET,SET}_VCPU_EVENTS.
+#include "cpu/mem.h"
 #include "kvm/kvm.h"
 
 #include <errno.h>
@@ -30,8 +31,9 @@ void events_get(struct vcpu *vcpu, struct kvm_vcpu_events *e)
 	e->nmi.pending = cpu->nmi_pending != 0;
 	e->nmi.masked = cpu->nmi_masked;
 	e->smi.smm = cpu->smm;
-	e->smi.pending = !!(cpu->request & REQ_SMI);
-	if (vcpu->lapic && cpu->smm)
+	e->smi.pending = cpu->smi_pending;
+	e->smi.smm_inside_nmi = cpu->smm_inside_nmi;
+	if (vcpu->lapic)
 		e->smi.latched_init = !!(vcpu->lapic->pending & LAPIC_PENDING_INIT);
 	e->flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
 	if (payload)
@@ -59,11 +61,34 @@ static int check(const struct vcpu *vcpu, const struct kvm_vcpu_events *e)
 	}
 	if ((e->exception.injected || pending) && (e->exception.nr > 31 || e->exception.nr == VECTOR_NMI))
 		return -EINVAL;
-	if ((e->flags & KVM_VCPUEVENT_VALID_SMM) && (e->smi.smm || e->smi.pending) && !vcpu->lapic)
+	// SMM, about to begin or there, holds INIT back: so nobody is waiting for a SIPI.
+	if ((e->flags & KVM_VCPUEVENT_VALID_SMM) && (e->smi.smm || e->smi.pending) &&
+	    vcpu->mp_state == KVM_MP_STATE_INIT_RECEIVED)
 		return -EINVAL;
 	if ((e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT) && !vcpu->vm->triple_fault_event)
 		return -EINVAL;
 	return 0;
+}
+
+static void set_smi(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
+{
+	struct cpu *cpu = vcpu->cpu;
+
+	if (cpu->smm != !!e->smi.smm) {
+		cpu->smm = e->smi.smm;
+		cpu->smm_inside_nmi = false;
+		tlb_flush_all(cpu); // the other physical address space
+	}
+	if (cpu->smm)
+		cpu->smm_inside_nmi = e->smi.smm_inside_nmi;
+	__atomic_store_n(&cpu->smi_pending, !!e->smi.pending, __ATOMIC_SEQ_CST);
+	cpu_request(cpu, REQ_SMI | REQ_INIT_SIPI);
+	if (!vcpu->lapic)
+		return;
+	if (e->smi.latched_init)
+		__atomic_fetch_or(&vcpu->lapic->pending, LAPIC_PENDING_INIT, __ATOMIC_SEQ_CST);
+	else
+		__atomic_fetch_and(&vcpu->lapic->pending, ~(u32)LAPIC_PENDING_INIT, __ATOMIC_SEQ_CST);
 }
 
 int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
@@ -97,11 +122,8 @@ int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
 	if ((e->flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR) && vcpu->lapic &&
 	    vcpu->mp_state == KVM_MP_STATE_SIPI_RECEIVED)
 		vcpu->lapic->sipi_vector = e->sipi_vector;
-	if (e->flags & KVM_VCPUEVENT_VALID_SMM) {
-		cpu->smm = e->smi.smm;
-		if (e->smi.pending)
-			cpu_request(cpu, REQ_SMI);
-	}
+	if (e->flags & KVM_VCPUEVENT_VALID_SMM)
+		set_smi(vcpu, e);
 	if (e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
 		vcpu->triple_fault = e->triple_fault.pending;
 	cpu_mode_changed(cpu);

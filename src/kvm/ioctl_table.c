@@ -360,6 +360,7 @@ HANDLER(interrupt)
 }
 
 HANDLER(nmi) { vcpu_wake(c->vcpu, WAKE_NMI); return 0; }
+HANDLER(smi) { vcpu_wake(c->vcpu, WAKE_SMI); return 0; }
 
 HANDLER(set_signal_mask)
 {
@@ -468,6 +469,7 @@ static const struct ioctl_row rows[] = {
 	{ KVM_SET_LAPIC, FD_VCPU, LAPIC, set_lapic },
 	{ KVM_INTERRUPT, FD_VCPU, 0, interrupt },
 	{ KVM_NMI, FD_VCPU, 0, nmi },
+	{ KVM_SMI, FD_VCPU, 0, smi },
 	{ KVM_SET_SIGNAL_MASK, FD_VCPU, ARRAY, set_signal_mask },
 	{ KVM_SET_GUEST_DEBUG, FD_VCPU, 0, set_guest_debug },
 	{ KVM_TRANSLATE, FD_VCPU, 0, do_translate },

@@ -66,6 +66,9 @@ struct memslot {
 	u64 dirty_words;
 };
 
+// Slot numbers have them in bits 31:16. SPACE_SMM is what a vCPU in system-management mode sees.
+enum address_space { SPACE_NORMAL, SPACE_SMM, ADDRESS_SPACES };
+
 struct memory_map {
 	unsigned count;
 	struct memslot slots[]; // sorted by gfn
@@ -78,7 +81,7 @@ void memory_map_destroy(struct vm *vm);
 // Callbacks of the processor; on the vCPU's thread, in_guest.
 void *memory_ops_map(void *opaque, u64 gpa, unsigned *flags);
 void memory_ops_mark_dirty(void *opaque, u64 gpa);
-// Guest memory for our own use, by a vCPU that is in_guest. false: not (writable) memory.
+// Guest memory for our own use (the normal address space), by a vCPU that is in_guest. false: not (writable) memory.
 bool guest_write(struct vcpu *vcpu, u64 gpa, const void *data, unsigned size);
 bool guest_read(struct vcpu *vcpu, u64 gpa, void *data, unsigned size);
 // Waits until no vCPU can use what was reachable before the caller replaced a pointer, and makes
@@ -136,7 +139,7 @@ struct vm {
 	unsigned process_generation;
 	u32 type;
 	struct lock lock, slots_lock;
-	struct memory_map *map;
+	struct memory_map *maps[ADDRESS_SPACES]; // by enum address_space
 	u64 sync_generation; // of vm_synchronize()
 	u64 map_changes;
 	struct io_bus *bus;
@@ -260,7 +263,6 @@ struct vcpu {
 	u64 signal_mask_value;
 	bool signal_mask_set;
 	bool triple_fault;
-	bool smi_pending;
 };
 
 int vm_create(u32 type);

@@ -92,11 +92,19 @@ static const struct memslot *find(const struct memory_map *map, u64 gfn, unsigne
 	return NULL;
 }
 
-void *memory_ops_map(void *opaque, u64 gpa, unsigned *flags)
+static const struct memslot *find_slot(struct vcpu *vcpu, enum address_space space, u64 gpa)
 {
-	struct vcpu *vcpu = opaque;
-	const struct memory_map *map = __atomic_load_n(&vcpu->vm->map, __ATOMIC_ACQUIRE);
-	const struct memslot *slot = find(map, gpa >> 12, &vcpu->slot_hint);
+	return find(__atomic_load_n(&vcpu->vm->maps[space], __ATOMIC_ACQUIRE), gpa >> 12, &vcpu->slot_hint);
+}
+
+static enum address_space space_of(const struct vcpu *vcpu)
+{
+	return vcpu->cpu->smm ? SPACE_SMM : SPACE_NORMAL;
+}
+
+static void *map_page(struct vcpu *vcpu, enum address_space space, u64 gpa, unsigned *flags)
+{
+	const struct memslot *slot = find_slot(vcpu, space, gpa);
 
 	if (!slot)
 		return NULL;
@@ -105,17 +113,25 @@ void *memory_ops_map(void *opaque, u64 gpa, unsigned *flags)
 	return (void *)(slot->hva + (((gpa >> 12) - slot->gfn) << 12));
 }
 
-void memory_ops_mark_dirty(void *opaque, u64 gpa)
+void *memory_ops_map(void *opaque, u64 gpa, unsigned *flags)
 {
-	struct vcpu *vcpu = opaque;
-	const struct memory_map *map = __atomic_load_n(&vcpu->vm->map, __ATOMIC_ACQUIRE);
-	const struct memslot *slot = find(map, gpa >> 12, &vcpu->slot_hint);
+	return map_page(opaque, space_of(opaque), gpa, flags);
+}
+
+static void mark_dirty(struct vcpu *vcpu, enum address_space space, u64 gpa)
+{
+	const struct memslot *slot = find_slot(vcpu, space, gpa);
 	u64 page;
 
 	if (!slot || !slot->dirty)
 		return;
 	page = (gpa >> 12) - slot->gfn;
 	__atomic_fetch_or(&slot->dirty[page / 64], 1ull << page % 64, __ATOMIC_SEQ_CST);
+}
+
+void memory_ops_mark_dirty(void *opaque, u64 gpa)
+{
+	mark_dirty(opaque, space_of(opaque), gpa);
 }
 
 // ---- our own accesses, by system call: client memory may be gone ----
@@ -126,7 +142,7 @@ static bool guest_copy(struct vcpu *vcpu, u64 gpa, u8 *data, unsigned size, bool
 
 	while (size) {
 		unsigned n = PAGE_SIZE - (gpa & (PAGE_SIZE - 1)), flags = 0;
-		u8 *page = memory_ops_map(vcpu, gpa & ~(u64)(PAGE_SIZE - 1), &flags);
+		u8 *page = map_page(vcpu, SPACE_NORMAL, gpa & ~(u64)(PAGE_SIZE - 1), &flags);
 		long pid;
 
 		if (n > size)
@@ -140,7 +156,7 @@ static bool guest_copy(struct vcpu *vcpu, u64 gpa, u8 *data, unsigned size, bool
 		if (raw_syscall6(numbers[write], pid, (long)&local, 1, (long)&remote, 1, 0) != (long)n)
 			return false;
 		if (write) {
-			memory_ops_mark_dirty(vcpu, gpa);
+			mark_dirty(vcpu, SPACE_NORMAL, gpa);
 			jit_page_written(vcpu->cpu, gpa, n);
 		}
 		gpa += n;
@@ -203,18 +219,21 @@ static struct memory_map *replaced(const struct memory_map *old, u32 id, const s
 	return map;
 }
 
-static int publish(struct vm *vm, u32 id, const struct memslot *new)
+static int publish(struct vm *vm, enum address_space space, u32 id, const struct memslot *new)
 {
-	struct memory_map *old = vm->map, *map = replaced(old, id, new);
+	struct memory_map *old = vm->maps[space], *map = replaced(old, id, new);
 
 	if (!map)
 		return -ENOMEM;
-	__atomic_store_n(&vm->map, map, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&vm->maps[space], map, __ATOMIC_SEQ_CST);
 	__atomic_fetch_add(&vm->map_changes, 1, __ATOMIC_SEQ_CST);
 	vm_synchronize(vm);
 	free(old);
 	return 0;
 }
+
+static unsigned slot_space(u32 slot) { return slot >> 16; }
+static u32 slot_id(u32 slot) { return slot & 0xffff; }
 
 static int check_region(const struct kvm_userspace_memory_region *r)
 {
@@ -224,7 +243,7 @@ static int check_region(const struct kvm_userspace_memory_region *r)
 		return -EINVAL;
 	if (r->userspace_addr > USER_ADDRESS_END || r->memory_size > USER_ADDRESS_END - r->userspace_addr)
 		return -EINVAL;
-	if (r->slot >= MAX_MEMSLOTS || r->memory_size >> 12 > MAX_PAGES)
+	if (slot_space(r->slot) >= ADDRESS_SPACES || slot_id(r->slot) >= MAX_MEMSLOTS || r->memory_size >> 12 > MAX_PAGES)
 		return -EINVAL;
 	if (r->guest_phys_addr + r->memory_size < r->guest_phys_addr)
 		return -EINVAL;
@@ -233,20 +252,21 @@ static int check_region(const struct kvm_userspace_memory_region *r)
 
 int memslot_set(struct vm *vm, const struct kvm_userspace_memory_region *r)
 {
+	enum address_space space = slot_space(r->slot);
 	struct memslot *old, new = { .gfn = r->guest_phys_addr >> 12, .pages = r->memory_size >> 12,
-		.hva = r->userspace_addr, .id = r->slot, .flags = r->flags };
+		.hva = r->userspace_addr, .id = slot_id(r->slot), .flags = r->flags };
 	int result = check_region(r);
 	u64 *unused = NULL;
 
 	if (result)
 		return result;
 	lock_take(&vm->slots_lock);
-	old = find_id(vm->map, r->slot);
+	old = find_id(vm->maps[space], new.id);
 	if (!new.pages) {
 		result = -EINVAL;
 		if (old) {
 			unused = old->dirty;
-			result = publish(vm, r->slot, NULL);
+			result = publish(vm, space, new.id, NULL);
 		}
 		goto out;
 	}
@@ -261,7 +281,7 @@ int memslot_set(struct vm *vm, const struct kvm_userspace_memory_region *r)
 	if ((new.gfn + new.pages - 1) >> (GUEST_PHYS_BITS_MAX - 12))
 		goto out;
 	result = -EEXIST;
-	if (overlaps(vm->map, new.id, new.gfn, new.pages))
+	if (overlaps(vm->maps[space], new.id, new.gfn, new.pages))
 		goto out;
 	if (old && (old->flags & new.flags & KVM_MEM_LOG_DIRTY_PAGES)) {
 		new.dirty = old->dirty;
@@ -277,7 +297,7 @@ int memslot_set(struct vm *vm, const struct kvm_userspace_memory_region *r)
 	}
 	if (old && old->dirty != new.dirty)
 		unused = old->dirty;
-	result = publish(vm, new.id, &new);
+	result = publish(vm, space, new.id, &new);
 	if (result) {
 		if (!old || new.dirty != old->dirty)
 			free(new.dirty);
@@ -291,25 +311,39 @@ out:
 
 void memory_map_destroy(struct vm *vm)
 {
-	for (unsigned i = 0; vm->map && i < vm->map->count; i++)
-		free(vm->map->slots[i].dirty);
-	free(vm->map);
+	for (unsigned space = 0; space < ADDRESS_SPACES; space++) {
+		struct memory_map *map = vm->maps[space];
+
+		for (unsigned i = 0; map && i < map->count; i++)
+			free(map->slots[i].dirty);
+		free(map);
+	}
 }
 
 // ---- dirty log ----
+// NULL with *error: -EINVAL, no such number; -ENOENT, no slot with a log there.
+static struct memslot *logged_slot(struct vm *vm, u32 slot, int *error)
+{
+	struct memslot *found;
+
+	*error = -EINVAL;
+	if (slot_space(slot) >= ADDRESS_SPACES || slot_id(slot) >= MAX_MEMSLOTS)
+		return NULL;
+	*error = -ENOENT;
+	found = find_id(vm->maps[slot_space(slot)], slot_id(slot));
+	return found && found->dirty ? found : NULL;
+}
+
 int memslot_get_dirty_log(struct vm *vm, const struct kvm_dirty_log *log)
 {
 	struct memslot *slot;
-	int result = -EINVAL;
+	int result;
 	u64 *copy = NULL, size;
 	bool keep = vm->manual_dirty_protect & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, any = false;
 
 	lock_take(&vm->slots_lock);
-	if (log->slot >= MAX_MEMSLOTS)
-		goto out;
-	slot = find_id(vm->map, log->slot);
-	result = -ENOENT;
-	if (!slot || !slot->dirty)
+	slot = logged_slot(vm, log->slot, &result);
+	if (!slot)
 		goto out;
 	size = slot->dirty_words * 8;
 	result = -ENOMEM;
@@ -342,11 +376,10 @@ int memslot_clear_dirty_log(struct vm *vm, const struct kvm_clear_dirty_log *log
 	bool any = false;
 
 	lock_take(&vm->slots_lock);
-	if (!vm->manual_dirty_protect || log->slot >= MAX_MEMSLOTS || (log->first_page & 63))
+	if (!vm->manual_dirty_protect || (log->first_page & 63))
 		goto out;
-	slot = find_id(vm->map, log->slot);
-	result = -ENOENT;
-	if (!slot || !slot->dirty)
+	slot = logged_slot(vm, log->slot, &result);
+	if (!slot)
 		goto out;
 	result = -EINVAL;
 	if (log->first_page > slot->pages || log->num_pages > slot->pages - log->first_page ||

@@ -102,6 +102,10 @@ void translate(struct vcpu *vcpu, struct kvm_translation *t)
 
 int mp_state_set(struct vcpu *vcpu, u32 state)
 {
+	// INIT and SIPI wait while SMM is there or about to begin.
+	if ((state == KVM_MP_STATE_INIT_RECEIVED || state == KVM_MP_STATE_SIPI_RECEIVED) &&
+	    (vcpu->cpu->smm || vcpu->cpu->smi_pending))
+		return -EINVAL;
 	switch (state) {
 	case KVM_MP_STATE_RUNNABLE:
 		break;

@@ -39,8 +39,10 @@ void vcpu_wake(void *opaque, unsigned what)
 	}
 	if (what & WAKE_INIT_SIPI)
 		requests |= REQ_INIT_SIPI;
-	if (what & WAKE_SMI)
+	if (what & WAKE_SMI) {
+		__atomic_store_n(&vcpu->cpu->smi_pending, 1, __ATOMIC_SEQ_CST);
 		requests |= REQ_SMI;
+	}
 	cpu_request(vcpu->cpu, requests);
 	notify(vcpu);
 }
@@ -130,6 +132,10 @@ static void accept_events(struct vcpu *vcpu)
 
 	if (!lapic || !(pending = __atomic_load_n(&lapic->pending, __ATOMIC_SEQ_CST)))
 		return;
+	if (vcpu->cpu->smm) { // an INIT waits for RSM; nobody waits for a SIPI
+		__atomic_fetch_and(&lapic->pending, ~(u32)LAPIC_PENDING_SIPI, __ATOMIC_SEQ_CST);
+		return;
+	}
 	if (pending & LAPIC_PENDING_INIT) {
 		__atomic_fetch_and(&lapic->pending, ~(u32)LAPIC_PENDING_INIT, __ATOMIC_SEQ_CST);
 		cpu_reset(vcpu->cpu, true);
@@ -194,13 +200,13 @@ static bool runnable(struct vcpu *vcpu)
 	case KVM_MP_STATE_INIT_RECEIVED:
 		return pending;
 	}
-	if (pending & LAPIC_PENDING_INIT)
+	if ((pending & LAPIC_PENDING_INIT) && !cpu->smm)
 		return true;
 	if (__atomic_load_n(&cpu->nmi_pending, __ATOMIC_SEQ_CST) && !cpu->nmi_masked)
 		return true;
 	if (__atomic_exchange_n(&vcpu->pv_unhalted, 0, __ATOMIC_SEQ_CST))
 		return true;
-	if (__atomic_load_n(&cpu->request, __ATOMIC_SEQ_CST) & REQ_SMI)
+	if (__atomic_load_n(&cpu->smi_pending, __ATOMIC_SEQ_CST) && !cpu->smm)
 		return true;
 	if (cpu->event.valid)
 		return true;
@@ -318,7 +324,8 @@ static long run_loop(struct vcpu *vcpu)
 			accept_events(vcpu);
 			if (vcpu->mp_state == KVM_MP_STATE_HALTED) {
 				vcpu->mp_state = KVM_MP_STATE_RUNNABLE;
-				cpu->halted = false;
+				// SMM's save area tells of the HLT, and RSM may go back to it.
+				cpu->halted = cpu->smi_pending && !cpu->smm;
 			}
 			if (vcpu->mp_state != KVM_MP_STATE_RUNNABLE)
 				continue;

@@ -94,8 +94,16 @@ static int machine_add_memory(struct machine *machine, unsigned slot, uint64_t g
 		.slot = slot, .guest_phys_addr = guest, .memory_size = size, .userspace_addr = (uintptr_t)host,
 	};
 
-	if (size && machine->kvm->ioctl(machine->vm_fd, KVM_SET_USER_MEMORY_REGION, &region) < 0)
+	if (!size)
+		return 0;
+	if (machine->kvm->ioctl(machine->vm_fd, KVM_SET_USER_MEMORY_REGION, &region) < 0)
 		return kvm_failed(machine, "KVM_SET_USER_MEMORY_REGION");
+	// System-management mode sees the same memory: this board has no SMRAM of its own.
+	if (machine->kvm->ioctl(machine->vm_fd, KVM_CHECK_EXTENSION, (void *)KVM_CAP_MULTI_ADDRESS_SPACE) > 1) {
+		region.slot |= 1 << 16;
+		if (machine->kvm->ioctl(machine->vm_fd, KVM_SET_USER_MEMORY_REGION, &region) < 0)
+			return kvm_failed(machine, "KVM_SET_USER_MEMORY_REGION");
+	}
 	return 0;
 }
 

@@ -17,6 +17,8 @@ static void *map(void *opaque, u64 gpa, unsigned *flags)
 {
 	seen.maps++;
 	*flags = gpa == READONLY_PAGE ? PAGE_READONLY : gpa == DIRTY_PAGE ? PAGE_LOG_DIRTY : 0;
+	if (cpu->smm && gpa - FIXTURE_SMRAM < 1 << 20)
+		gpa += FIXTURE_SMRAM_SHIFT;
 	return gpa < RAM_SIZE ? ram + gpa : NULL;
 }
 

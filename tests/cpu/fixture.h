@@ -15,6 +15,9 @@
 #include <string.h>
 
 #define RAM_SIZE (16ull << 20)
+// In SMM, 1 MiB at FIXTURE_SMRAM is other memory: FIXTURE_SMRAM_SHIFT further up in ram[].
+#define FIXTURE_SMRAM 0x300000ull
+#define FIXTURE_SMRAM_SHIFT 0x900000ull
 #define READONLY_PAGE 0xf00000ull // PAGE_READONLY
 #define DIRTY_PAGE 0xf01000ull	  // PAGE_LOG_DIRTY
 
