@@ -326,6 +326,9 @@ struct cpu {
 
 	u32 debug_raised;	// DR6 bits of the #DB fault being raised, see debug_raise()
 	struct pending_event event;
+	// An interrupt that the controllers handed over, or user space injected, until it is delivered: a
+	// delivery that cpu_abort() cuts short (`underway`) begins anew. An NMI also.
+	struct { bool valid, underway, nmi; u8 vector; } external;
 	unsigned delivering;	// depth: 0 no, 1 exception being delivered, 2 double fault
 	u8 delivering_vector;
 

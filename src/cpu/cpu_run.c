@@ -702,6 +702,22 @@ u64 jit_guest_rip_of_host(struct cpu *cpu, u64 host_pc)
 
 // ---- the loop ----
 
+static void accept_external(struct cpu *cpu, bool nmi, u8 vector)
+{
+	cpu->external.nmi = nmi;
+	cpu->external.vector = vector;
+	cpu->external.valid = true;
+}
+
+static void deliver_external(struct cpu *cpu)
+{
+	cpu->delivering = 0;
+	cpu->halted = false;
+	cpu->external.underway = true;
+	event_deliver(cpu, cpu->external.vector, cpu->external.nmi ? EVENT_NMI : EVENT_EXTERNAL, false, 0);
+	cpu->external.valid = cpu->external.underway = false;
+}
+
 // Handles requests. False: leave cpu_run() with cpu->exit.
 static bool serve_requests(struct cpu *cpu)
 {
@@ -735,12 +751,10 @@ static bool serve_requests(struct cpu *cpu)
 		return true;
 	}
 	if (cpu->nmi_pending && !cpu->nmi_masked && !shadow) {
-		cpu->nmi_pending--;
-		cpu->halted = false;
 		cpu->nmi_masked = true;
-		if (cpu->nmi_pending || (request & REQ_IRQ))
+		if (__atomic_sub_fetch(&cpu->nmi_pending, 1, __ATOMIC_SEQ_CST) || (request & REQ_IRQ))
 			cpu_request(cpu, REQ_IRQ);
-		event_deliver(cpu, VECTOR_NMI, EVENT_NMI, false, 0);
+		accept_external(cpu, true, VECTOR_NMI);
 		return true;
 	}
 	if ((request & REQ_IRQ) || cpu->irq_wait) {
@@ -749,9 +763,8 @@ static bool serve_requests(struct cpu *cpu)
 
 			cpu->irq_wait = 0;
 			if (vector >= 0) {
-				cpu->halted = false;
 				cpu_request(cpu, REQ_IRQ); // there may be another one
-				event_deliver(cpu, vector, EVENT_EXTERNAL, false, 0);
+				accept_external(cpu, false, vector);
 			}
 		} else {
 			cpu->irq_wait = cpu->ops->interrupt(cpu->opaque, false) >= 0;
@@ -862,8 +875,13 @@ enum cpu_exit cpu_run(struct cpu *cpu)
 	if (sigsetjmp(buf, 0)) {
 		ENTER_C(cpu);
 		jit->single_running = false;
-		if (cpu->event.valid)
+		if (cpu->event.valid) {
 			jit->debug_bits = 0;
+			// An exception in an interrupt's delivery takes its place: the two are handled serially.
+			if (cpu->external.underway)
+				cpu->external.valid = false;
+		}
+		cpu->external.underway = false;
 	}
 	while (!cpu->exit) {
 		if (cpu->event.valid) {
@@ -875,12 +893,16 @@ enum cpu_exit cpu_run(struct cpu *cpu)
 			}
 			continue;
 		}
+		if (cpu->external.valid && !jit->slow_once && !cpu->replay) {
+			deliver_external(cpu);
+			continue;
+		}
 		if ((cpu->request || (cpu->irq_wait && (cpu->rflags & FLAG_IF))) && !jit->slow_once &&
 		    !cpu->replay) {
 			cpu->delivering = 0;
 			if (!serve_requests(cpu))
 				break;
-			if (cpu->event.valid)
+			if (cpu->event.valid || cpu->external.valid)
 				continue;
 		}
 		if (cpu->halted) {

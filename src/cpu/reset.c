@@ -75,7 +75,7 @@ void cpu_reset(struct cpu *cpu, bool init)
 	cpu->nmi_pending = cpu->smi_pending = 0;
 	cpu->smm = cpu->smm_inside_nmi = false;
 	cpu->smi_count = 0;
-	cpu->event.valid = false;
+	cpu->event.valid = cpu->external.valid = false;
 	cpu->delivering = 0;
 
 	cpuid_refresh(cpu);

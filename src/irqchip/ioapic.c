@@ -30,11 +30,20 @@ static void update_vectors(struct irqchip *chip)
 		uint64_t entry = chip->ioapic.redirection[i];
 		uint8_t vector = ENTRY_VECTOR(entry);
 
-		if ((entry & ENTRY_LEVEL) || (chip->pit.reinject && !(entry & ENTRY_MASKED)))
+		if ((entry & ENTRY_LEVEL) || (chip->ioapic.notify >> i & 1) ||
+		    (chip->pit.reinject && !(entry & ENTRY_MASKED)))
 			vectors[vector / 64] |= 1ull << vector % 64;
 	}
 	for (unsigned i = 0; i < 4; i++)
 		__atomic_store_n(&chip->ioapic.vectors[i], vectors[i], __ATOMIC_SEQ_CST);
+}
+
+void ioapic_set_notify(struct irqchip *chip, uint32_t pins)
+{
+	lock_take(&chip->lock);
+	chip->ioapic.notify = pins;
+	update_vectors(chip);
+	lock_release(&chip->lock);
 }
 
 static int service(struct irqchip *chip, unsigned pin)
@@ -98,7 +107,9 @@ void ioapic_eoi(struct irqchip *chip, uint8_t vector)
 		if (ENTRY_VECTOR(*entry) != vector)
 			continue;
 		// May lower the line (resampling), or send the next tick.
+		lock_release(&chip->lock);
 		chip->ops->acked(chip->vm, 2, i);
+		lock_take(&chip->lock);
 		if (!(*entry & ENTRY_LEVEL))
 			continue;
 		*entry &= ~(uint64_t)ENTRY_REMOTE_IRR;

@@ -40,7 +40,8 @@ struct irqchip_ops {
 	void (*pit_timer)(void *vm, uint64_t deadline);
 	// The 8254 drives its interrupt line (GSI 0). Returns >0 if somebody took it.
 	int (*pit_irq)(void *vm, bool level);
-	// A pin of the I/O APIC (chip 2) or an 8259 (0, 1) was acknowledged by EOI. With the lock held.
+	// A pin of the I/O APIC (chip 2) or an 8259 (0, 1) was acknowledged by EOI. Without the lock: the
+	// callee may lower the line.
 	void (*acked)(void *vm, unsigned chip, unsigned pin);
 	// EOI of a vector that eoi_exit_bitmap names (I/O APIC in user space).
 	void (*eoi_exit)(void *vcpu, uint8_t vector);
@@ -65,6 +66,7 @@ struct apic_message {
 };
 
 // ---- local APIC ----
+#define APIC_BUS_CYCLE_NS 1 // unless said otherwise
 #define APIC_ID 0x20
 #define APIC_LVR 0x30
 #define APIC_TPR 0x80
@@ -149,6 +151,10 @@ bool lapic_set_base(struct lapic *lapic, uint64_t value, bool host);
 uint64_t lapic_tsc_deadline(struct lapic *lapic);
 void lapic_set_tsc_deadline(struct lapic *lapic, uint64_t value);
 
+// With the I/O APIC in user space: whose EOI it wants to hear of, if they are level-triggered. From any
+// thread, one at a time. Vectors that are pending or in service stay in the set.
+void lapic_set_eoi_exits(struct lapic *lapic, const uint64_t vectors[4]);
+
 uint64_t lapic_cr8(const struct lapic *lapic);
 void lapic_set_cr8(struct lapic *lapic, uint64_t value);
 
@@ -212,6 +218,7 @@ struct ioapic {
 	uint64_t base;
 	uint32_t select, id;
 	uint32_t irr; // pins asserted
+	uint32_t notify; // see ioapic_set_notify()
 	uint64_t redirection[IOAPIC_PINS];
 	uint64_t vectors[4]; // whose EOI interests us; read without lock
 };
@@ -220,6 +227,8 @@ void ioapic_read(struct irqchip *chip, unsigned offset, unsigned length, void *d
 void ioapic_write(struct irqchip *chip, unsigned offset, unsigned length, const void *data);
 int ioapic_set_irq(struct irqchip *chip, unsigned pin, unsigned source, bool level);
 void ioapic_eoi(struct irqchip *chip, uint8_t vector);
+// Of which pins ops->acked() wants to hear also when they are edge-triggered.
+void ioapic_set_notify(struct irqchip *chip, uint32_t pins);
 // struct kvm_ioapic_state. Set: the image's pins that are asserted are delivered.
 void ioapic_get_state(struct irqchip *chip, void *state);
 void ioapic_set_state(struct irqchip *chip, const void *state);
@@ -248,7 +257,7 @@ uint8_t pit_port_read(struct irqchip *chip, uint16_t port);
 void pit_port_write(struct irqchip *chip, uint16_t port, uint8_t value);
 void pit_create(struct irqchip *chip, bool speaker_port);
 void pit_timer(struct irqchip *chip, uint64_t now);
-void pit_acked(struct irqchip *chip); // with the lock held
+void pit_acked(struct irqchip *chip);
 // struct kvm_pit_state2
 void pit_get_state(struct irqchip *chip, void *state);
 bool pit_set_state(struct irqchip *chip, const void *state);
@@ -260,6 +269,7 @@ struct irqchip {
 	struct lock lock;
 	bool pic_and_ioapic; // else they are in user space (split)
 	bool x2apic_broadcast_quirk_off;
+	uint64_t bus_cycle_ns; // a tick of the APIC timers' undivided clock
 	struct pic pics[2];
 	uint8_t pic_output;  // INTR of the first 8259; read without lock
 	uint32_t pic_lines[16], ioapic_lines[IOAPIC_PINS]; // asserting sources, a bit each

@@ -88,6 +88,7 @@ static void end_of_interrupt(struct lapic *lapic)
 {
 	int vector = highest(lapic, APIC_ISR);
 	struct irqchip *chip = lapic->chip;
+	uint64_t *exits;
 
 	if (vector < 0)
 		return;
@@ -96,11 +97,26 @@ static void end_of_interrupt(struct lapic *lapic)
 	if (chip->pic_and_ioapic) {
 		if (__atomic_load_n(&chip->ioapic.vectors[vector / 64], __ATOMIC_SEQ_CST) >> (vector % 64) & 1)
 			ioapic_eoi(chip, vector);
-	} else if (lapic->eoi_exit_bitmap[vector / 64] >> (vector % 64) & 1) {
-		chip->ops->eoi_exit(lapic->vcpu, vector);
+	} else if (lapic_bit(lapic, APIC_TMR, vector)) {
+		exits = &lapic->eoi_exit_bitmap[vector / 64];
+		if (__atomic_load_n(exits, __ATOMIC_SEQ_CST) >> (vector % 64) & 1)
+			chip->ops->eoi_exit(lapic->vcpu, vector);
 	}
 	if (highest(lapic, APIC_IRR) >= 0)
 		look_again(lapic);
+}
+
+void lapic_set_eoi_exits(struct lapic *lapic, const uint64_t vectors[4])
+{
+	for (unsigned i = 0; i < 4; i++) {
+		uint64_t busy = 0;
+
+		for (unsigned v = i * 64; v < i * 64 + 64; v++)
+			if (lapic_bit(lapic, APIC_IRR, v) || lapic_bit(lapic, APIC_ISR, v))
+				busy |= 1ull << v % 64;
+		busy &= __atomic_load_n(&lapic->eoi_exit_bitmap[i], __ATOMIC_SEQ_CST);
+		__atomic_store_n(&lapic->eoi_exit_bitmap[i], vectors[i] | busy, __ATOMIC_SEQ_CST);
+	}
 }
 
 uint64_t lapic_cr8(const struct lapic *lapic)
@@ -414,7 +430,7 @@ bool lapic_set_base(struct lapic *lapic, uint64_t value, bool host)
 	uint64_t old = lapic->base & modes, new = value & modes;
 	uint64_t reserved = 0x2ff | lapic->base_reserved;
 
-	if (!lapic->has_x2apic && !host)
+	if (!lapic->has_x2apic)
 		reserved |= APIC_BASE_X2APIC;
 	if ((value & reserved) || new == APIC_BASE_X2APIC)
 		return false;
@@ -433,7 +449,7 @@ bool lapic_set_base(struct lapic *lapic, uint64_t value, bool host)
 		lapic_put(lapic, APIC_TMICT, 0);
 		lapic_timer_restart(lapic);
 	}
-	if (new == modes || !(old & APIC_BASE_ENABLE))
+	if (new) // from x2APIC mode to xAPIC, too, which only user space can do
 		set_ids(lapic);
 	if (!lapic_x2apic(lapic) && old == modes)
 		lapic_put(lapic, APIC_LDR, 0);
@@ -486,9 +502,8 @@ bool lapic_set_state(struct lapic *lapic, const void *regs, bool wide_id)
 	memcpy(&id, (const uint8_t *)regs + APIC_ID, 4);
 	memcpy(&count, (const uint8_t *)regs + APIC_TMCCT, 4);
 	if (lapic_x2apic(lapic)) {
+		// Without the wide format the ID is not compared: it cannot be changed.
 		if (wide_id && id != lapic->id)
-			return false;
-		if (!wide_id && id >> 24 != (lapic->id & 0xff))
 			return false;
 	}
 	memcpy(lapic->regs, regs, APIC_REGS_SIZE);
@@ -498,14 +513,7 @@ bool lapic_set_state(struct lapic *lapic, const void *regs, bool wide_id)
 	update_ppr(lapic);
 	lapic_timer_restart(lapic);
 	// The timer goes on where it stood, not from its initial count.
-	if (lapic->deadline && count && count <= lapic_get(lapic, APIC_TMICT)) {
-		uint64_t left = (uint64_t)(lapic_timer_count(lapic) - count);
-		uint32_t tdcr = lapic_get(lapic, APIC_TDCR);
-		unsigned shift = ((tdcr & 3) | (tdcr & 8) >> 1) + 1;
-
-		lapic->deadline -= left << (shift & 7);
-		lapic->chip->ops->lapic_timer(lapic->vcpu, lapic->deadline);
-	}
+	lapic_timer_set_count(lapic, count);
 	look_again(lapic);
 	return true;
 }

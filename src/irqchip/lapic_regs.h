@@ -63,5 +63,7 @@ bool lapic_accept(struct lapic *lapic, uint8_t vector, bool level);
 // Timer (lapic_timer.c)
 void lapic_timer_restart(struct lapic *lapic);	       // initial count, divisor or mode was written
 uint32_t lapic_timer_count(struct lapic *lapic);
+// The count goes on from here (restored state); after lapic_timer_restart().
+void lapic_timer_set_count(struct lapic *lapic, uint32_t count);
 
 #endif

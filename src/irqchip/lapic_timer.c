@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The local APIC's timer. It counts at 1 GHz divided by the divide configuration, so a tick of the
-// undivided clock is a nanosecond; KVM's leaf 0x40000010 tells guests so.
+// The local APIC's timer. Its clock ticks every chip->bus_cycle_ns (1: KVM's leaf 0x40000010 tells guests
+// so), divided by the divide configuration.
 // SDM: "APIC Timer", "TSC-Deadline Mode".
 #include "irqchip/lapic_regs.h"
 
@@ -9,6 +9,11 @@ static unsigned divide_shift(const struct lapic *lapic)
 	uint32_t tdcr = lapic_get(lapic, APIC_TDCR);
 
 	return (((tdcr & 3) | (tdcr & 8) >> 1) + 1) & 7; // 0b111: divide by 1
+}
+
+static uint64_t tick_ns(const struct lapic *lapic)
+{
+	return lapic->chip->bus_cycle_ns << divide_shift(lapic);
 }
 
 static uint32_t mode(const struct lapic *lapic)
@@ -24,7 +29,7 @@ static void arm(struct lapic *lapic, uint64_t deadline)
 
 void lapic_timer_restart(struct lapic *lapic)
 {
-	uint64_t ticks = lapic_get(lapic, APIC_TMICT);
+	uint64_t ticks = lapic_get(lapic, APIC_TMICT), now;
 
 	lapic->period = 0;
 	if (mode(lapic) >= LVT_TIMER_TSC_DEADLINE) {
@@ -36,11 +41,12 @@ void lapic_timer_restart(struct lapic *lapic)
 			arm(lapic, 0);
 		return;
 	}
-	ticks <<= divide_shift(lapic);
+	ticks *= tick_ns(lapic); // fits: see irq_set_bus_cycle()
 	if (mode(lapic) == LVT_TIMER_PERIODIC)
 		// A guest cannot make the host do nothing but deliver its ticks.
 		lapic->period = ticks < 10000 ? 10000 : ticks;
-	arm(lapic, lapic->chip->ops->now(lapic->chip->vm) + ticks);
+	now = lapic->chip->ops->now(lapic->chip->vm);
+	arm(lapic, now + ticks < now ? ~0ull : now + ticks);
 }
 
 uint32_t lapic_timer_count(struct lapic *lapic)
@@ -53,9 +59,18 @@ uint32_t lapic_timer_count(struct lapic *lapic)
 	if (now >= lapic->deadline) {
 		if (!lapic->period)
 			return 0;
-		return (lapic->period - (now - lapic->deadline) % lapic->period) >> divide_shift(lapic);
+		return (lapic->period - (now - lapic->deadline) % lapic->period) / tick_ns(lapic);
 	}
-	return (lapic->deadline - now) >> divide_shift(lapic);
+	return (lapic->deadline - now) / tick_ns(lapic);
+}
+
+void lapic_timer_set_count(struct lapic *lapic, uint32_t count)
+{
+	uint32_t whole = lapic_timer_count(lapic);
+
+	if (!lapic->deadline || mode(lapic) >= LVT_TIMER_TSC_DEADLINE || !count || count >= whole)
+		return;
+	arm(lapic, lapic->deadline - (whole - count) * tick_ns(lapic));
 }
 
 uint64_t lapic_timer_poll(struct lapic *lapic, uint64_t now)

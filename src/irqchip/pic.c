@@ -90,6 +90,14 @@ bool pic_pending(struct irqchip *chip)
 	return __atomic_load_n(&chip->pic_output, __ATOMIC_SEQ_CST);
 }
 
+// The line may change meanwhile.
+static void tell_acked(struct irqchip *chip, unsigned which, unsigned input)
+{
+	lock_release(&chip->lock);
+	chip->ops->acked(chip->vm, which, input);
+	lock_take(&chip->lock);
+}
+
 static void acknowledge(struct irqchip *chip, unsigned which, unsigned input)
 {
 	struct pic *pic = &chip->pics[which];
@@ -103,7 +111,7 @@ static void acknowledge(struct irqchip *chip, unsigned which, unsigned input)
 	}
 	if (pic->rotate_on_auto_eoi)
 		pic->priority_add = (input + 1) & 7;
-	chip->ops->acked(chip->vm, which, input);
+	tell_acked(chip, which, input);
 }
 
 int pic_acknowledge(struct irqchip *chip)
@@ -138,7 +146,7 @@ static void end_of_interrupt(struct irqchip *chip, unsigned which, unsigned inpu
 	if (rotate)
 		pic->priority_add = (input + 1) & 7;
 	if (was)
-		chip->ops->acked(chip->vm, which, input);
+		tell_acked(chip, which, input);
 }
 
 static void initialize(struct irqchip *chip, struct pic *pic, uint8_t icw1)

@@ -34,24 +34,6 @@ struct io_bus {
 #define MAX_DEVICES 1000
 #define COALESCED_MAX ((PAGE_SIZE - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
 
-// All eventfds share one inode; the kernel tells them apart only here. -1: not an eventfd.
-static long eventfd_identity(int fd)
-{
-	char path[64], line[128];
-	long id = -1;
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
-	f = fopen(path, "re");
-	if (!f)
-		return -1;
-	while (fgets(line, sizeof(line), f))
-		if (sscanf(line, "eventfd-id: %ld", &id) == 1)
-			break;
-	fclose(f);
-	return id;
-}
-
 static struct io_bus *bus_copy(const struct io_bus *old, unsigned events, unsigned zones)
 {
 	struct io_bus *bus = calloc(1, sizeof(*bus));

@@ -38,6 +38,8 @@ static const struct {
 	{ KVM_CAP_PIT2, 1 },
 	{ KVM_CAP_SET_BOOT_CPU_ID, 1 },
 	{ KVM_CAP_PIT_STATE2, 1 },
+	{ KVM_CAP_IRQFD, 1 },
+	{ KVM_CAP_IRQFD_RESAMPLE, 1 },
 	{ KVM_CAP_IOEVENTFD, 1 },
 	{ KVM_CAP_IOEVENTFD_ANY_LENGTH, 1 },
 	{ KVM_CAP_SET_IDENTITY_MAP_ADDR, 1 },
@@ -78,6 +80,7 @@ static const struct {
 	{ KVM_CAP_ENFORCE_PV_FEATURE_CPUID, 1 },
 	{ KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1 },
 	{ KVM_CAP_VM_TYPES, 1 },
+	{ KVM_CAP_X86_APIC_BUS_CYCLES_NS, APIC_BUS_CYCLE_NS },
 	{ KVM_CAP_LAST_CPU, 0 },
 };
 
@@ -108,10 +111,12 @@ int capability_enable(struct vm *vm, const struct kvm_enable_cap *cap)
 	case KVM_CAP_X2APIC_API:
 		if (arg & ~(u64)X2APIC_API)
 			return -EINVAL;
-		vm->x2apic_api = arg;
-		if (vm->chip)
-			vm->chip->x2apic_broadcast_quirk_off = arg & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+		vm->x2apic_api |= arg; // once on, it stays
+		if (vm->chip && (arg & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK))
+			vm->chip->x2apic_broadcast_quirk_off = true;
 		return 0;
+	case KVM_CAP_X86_APIC_BUS_CYCLES_NS:
+		return irq_set_bus_cycle(vm, arg);
 	case KVM_CAP_EXCEPTION_PAYLOAD:
 		vm->exception_payload = arg;
 		return 0;
@@ -130,7 +135,7 @@ int capability_enable(struct vm *vm, const struct kvm_enable_cap *cap)
 		return 0;
 	case KVM_CAP_MAX_VCPU_ID:
 		lock_take(&vm->lock);
-		if (arg > MAX_VCPU_ID || !arg || vm->vcpu_count)
+		if (arg > MAX_VCPU_ID || vm->boot_cpu_id > arg || (vm->max_vcpu_id && vm->max_vcpu_id != arg))
 			result = -EINVAL;
 		else
 			vm->max_vcpu_id = (u32)arg;

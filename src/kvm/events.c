@@ -6,10 +6,33 @@
 #include <errno.h>
 #include <string.h>
 
+// With the local APIC in user space, KVM_INTERRUPT injects.
+int injected_interrupt(const struct vcpu *vcpu)
+{
+	if (vcpu->cpu->external.valid && !vcpu->cpu->external.nmi)
+		return vcpu->cpu->external.vector;
+	return vcpu->lapic ? -1 : vcpu->queued_interrupt;
+}
+
+void inject_interrupt(struct vcpu *vcpu, u8 vector)
+{
+	struct cpu *cpu = vcpu->cpu;
+
+	if (!vcpu->lapic || cpu->external.valid) {
+		vcpu->queued_interrupt = vector;
+	} else {
+		cpu->external.vector = vector;
+		cpu->external.nmi = false;
+		cpu->external.valid = true;
+	}
+	cpu_request(cpu, REQ_EVENT | REQ_IRQ);
+}
+
 void events_get(struct vcpu *vcpu, struct kvm_vcpu_events *e)
 {
 	struct cpu *cpu = vcpu->cpu;
 	bool payload = vcpu->vm->exception_payload;
+	int vector = injected_interrupt(vcpu);
 
 	memset(e, 0, sizeof(*e));
 	if (cpu->event.valid) {
@@ -24,10 +47,11 @@ void events_get(struct vcpu *vcpu, struct kvm_vcpu_events *e)
 			e->exception_payload = cpu->event.payload;
 		}
 	}
-	e->interrupt.injected = vcpu->queued_interrupt >= 0;
-	e->interrupt.nr = vcpu->queued_interrupt >= 0 ? vcpu->queued_interrupt : 0;
+	e->interrupt.injected = vector >= 0;
+	e->interrupt.nr = vector >= 0 ? vector : 0;
 	e->interrupt.shadow = !cpu->interrupt_shadow ? 0 :
 			      cpu->mov_ss_shadow ? KVM_X86_SHADOW_INT_MOV_SS : KVM_X86_SHADOW_INT_STI;
+	e->nmi.injected = cpu->external.valid && cpu->external.nmi;
 	e->nmi.pending = cpu->nmi_pending != 0;
 	e->nmi.masked = cpu->nmi_masked;
 	e->smi.smm = cpu->smm;
@@ -111,7 +135,12 @@ int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
 		if (payload && e->exception_has_payload)
 			cpu->event.payload = e->exception_payload;
 	}
-	vcpu->queued_interrupt = e->interrupt.injected ? e->interrupt.nr : -1;
+	cpu->external.valid = cpu->external.nmi = e->nmi.injected;
+	cpu->external.vector = VECTOR_NMI;
+	if (!vcpu->lapic)
+		vcpu->queued_interrupt = -1;
+	if (e->interrupt.injected)
+		inject_interrupt(vcpu, e->interrupt.nr);
 	if (e->flags & KVM_VCPUEVENT_VALID_SHADOW) {
 		cpu->interrupt_shadow = e->interrupt.shadow;
 		cpu->mov_ss_shadow = e->interrupt.shadow & KVM_X86_SHADOW_INT_MOV_SS;

@@ -36,6 +36,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static void after_fork_in_child(void)
 {
 	process_generation++;
+	irqfd_after_fork_in_child();
 	table_lock.state = 0;
 }
 
@@ -61,10 +62,12 @@ static struct file **slot_of(int fd)
 
 static void release_object(enum fd_kind kind, void *object)
 {
-	if (kind == FD_VM)
+	if (kind == FD_VM) {
+		irqfd_release(object);
 		vm_put(object);
-	else if (kind == FD_VCPU)
+	} else if (kind == FD_VCPU) {
 		vm_put(((struct vcpu *)object)->vm);
+	}
 }
 
 struct file *file_get(int fd)

@@ -28,6 +28,7 @@ enum needs {
 	LAPIC = 2,	// -EINVAL without an in-kernel local APIC
 	FULL_CHIP = 4,	// -ENXIO without in-kernel PIC and I/O APIC
 	NO_ARG = 8,	// -EINVAL unless the argument is 0
+	ANY_CHIP = 16,	// -ENXIO without in-kernel local APICs
 
 };
 
@@ -94,6 +95,8 @@ HANDLER(set_boot_cpu_id)
 	lock_take(&c->vm->lock);
 	if (c->vm->vcpu_count)
 		result = -EBUSY;
+	else if (c->value > MAX_VCPU_ID || (c->vm->max_vcpu_id && c->value > c->vm->max_vcpu_id))
+		result = -EINVAL;
 	else
 		c->vm->boot_cpu_id = (u32)c->value;
 	lock_release(&c->vm->lock);
@@ -108,8 +111,6 @@ HANDLER(create_pit2)
 	struct irqchip *chip = c->vm->chip;
 	long result = -EEXIST;
 
-	if (config->flags & ~(u32)KVM_PIT_SPEAKER_DUMMY)
-		return -EINVAL;
 	if (!chip || !chip->pic_and_ioapic)
 		return -ENOENT;
 	lock_take(&c->vm->lock);
@@ -134,8 +135,7 @@ HANDLER(irq_line)
 {
 	struct kvm_irq_level *line = c->arg;
 
-	if (line->irq >= MAX_GSI)
-		return -EINVAL;
+	// Nobody listens to a GSI without a route: status -1.
 	line->status = irq_set_gsi(c->vm, line->irq, IRQ_SOURCE_USER, line->level);
 	return 0;
 }
@@ -228,7 +228,7 @@ HANDLER(signal_msi)
 	const struct kvm_msi *msi = c->arg;
 	int n;
 
-	if (!c->vm->chip || msi->flags)
+	if (!c->vm->chip || msi->flags || !irq_msi_valid(c->vm, msi->address_hi))
 		return -EINVAL;
 	vm_code_client_wrote(c->vm->code);
 	n = apic_send_msi(c->vm->chip, msi->address_lo | (u64)msi->address_hi << 32, msi->data,
@@ -418,8 +418,8 @@ static const struct ioctl_row rows[] = {
 	{ KVM_CREATE_IRQCHIP, FD_VM, 0, create_irqchip },
 	{ KVM_CREATE_PIT, FD_VM, 0, create_pit },
 	{ KVM_CREATE_PIT2, FD_VM, 0, create_pit2 },
-	{ KVM_IRQ_LINE, FD_VM, FULL_CHIP, irq_line },
-	{ KVM_IRQ_LINE_STATUS, FD_VM, FULL_CHIP, irq_line },
+	{ KVM_IRQ_LINE, FD_VM, ANY_CHIP, irq_line },
+	{ KVM_IRQ_LINE_STATUS, FD_VM, ANY_CHIP, irq_line },
 	{ KVM_GET_IRQCHIP, FD_VM, FULL_CHIP, get_irqchip },
 	{ KVM_SET_IRQCHIP, FD_VM, FULL_CHIP, set_irqchip },
 	{ KVM_GET_PIT2, FD_VM, 0, get_pit2 },
@@ -500,6 +500,8 @@ static long check_needs(const struct ioctl_row *row, const struct call *c)
 		return -EINVAL;
 	if ((row->needs & LAPIC) && !c->vcpu->lapic)
 		return -EINVAL;
+	if ((row->needs & ANY_CHIP) && !c->vm->chip)
+		return -ENXIO;
 	if ((row->needs & FULL_CHIP) && !(c->vm->chip && c->vm->chip->pic_and_ioapic))
 		return -ENXIO;
 	return 0;

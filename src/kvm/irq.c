@@ -3,8 +3,8 @@
 // api.rst: KVM_SET_GSI_ROUTING, KVM_IRQ_LINE, KVM_CREATE_IRQCHIP, KVM_CAP_SPLIT_IRQCHIP.
 //
 // The table is replaced whole. vCPUs read it when a device inside (8254) or an EOI needs it; other
-// threads read it too (irqfd, KVM_IRQ_LINE) and are not waited for, so old tables are kept until the
-// machine ends: clients replace them rarely.
+// threads read it too (irqfd, KVM_IRQ_LINE). Nobody waits for a reader: readers are counted, and who
+// replaces a table frees the old ones if there is none at that moment, or leaves them to the next.
 #include "kvm/kvm.h"
 
 #include <errno.h>
@@ -17,11 +17,45 @@ struct routing {
 	struct kvm_irq_routing_entry entries[]; // sorted by GSI
 };
 
+static const struct routing *routing_get(struct vm *vm)
+{
+	__atomic_fetch_add(&vm->routing_readers, 1, __ATOMIC_SEQ_CST);
+	return __atomic_load_n(&vm->routing, __ATOMIC_SEQ_CST);
+}
+
+static void routing_put(struct vm *vm)
+{
+	__atomic_fetch_sub(&vm->routing_readers, 1, __ATOMIC_SEQ_CST);
+}
+
+// vm->lock held.
+static void routing_replace(struct vm *vm, struct routing *new)
+{
+	struct routing *old = vm->routing;
+
+	new->older = old;
+	__atomic_store_n(&vm->routing, new, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&vm->routing_readers, __ATOMIC_SEQ_CST))
+		return;
+	new->older = NULL;
+	while (old) {
+		struct routing *next = old->older;
+
+		free(old);
+		old = next;
+	}
+}
+
 static int compare(const void *a, const void *b)
 {
 	const struct kvm_irq_routing_entry *x = a, *y = b;
 
 	return x->gsi < y->gsi ? -1 : x->gsi > y->gsi;
+}
+
+bool irq_msi_valid(const struct vm *vm, u32 address_hi)
+{
+	return !(vm->x2apic_api & KVM_X2APIC_API_USE_32BIT_IDS) || !(address_hi & 0xff);
 }
 
 static int check_entry(struct vm *vm, const struct kvm_irq_routing_entry *e)
@@ -40,14 +74,14 @@ static int check_entry(struct vm *vm, const struct kvm_irq_routing_entry *e)
 	case KVM_IRQ_ROUTING_MSI:
 		if (e->flags & ~(u32)KVM_MSI_VALID_DEVID)
 			return -EINVAL;
-		if ((vm->x2apic_api & KVM_X2APIC_API_USE_32BIT_IDS) && (e->u.msi.address_hi & 0xff))
-			return -EINVAL;
-		return 0;
+		return irq_msi_valid(vm, e->u.msi.address_hi) ? 0 : -EINVAL;
 	}
 	return -EINVAL;
 }
 
-// Which EOIs user space must hear of, with its own I/O APIC: those of level-triggered routes.
+// Which EOIs user space must hear of, with its own I/O APIC: those of level-triggered routes. (A local
+// APIC looks at its TMR, too: the same vector may be an edge-triggered one elsewhere.) What is on its
+// way to the guest keeps its bit.
 static void update_eoi_bitmaps(struct vm *vm, const struct routing *routing)
 {
 	u64 bitmap[4] = { 0 };
@@ -61,10 +95,30 @@ static void update_eoi_bitmaps(struct vm *vm, const struct routing *routing)
 		if (e->type == KVM_IRQ_ROUTING_MSI && e->gsi < vm->split_pins && (e->u.msi.data & 1 << 15))
 			bitmap[vector / 64] |= 1ull << vector % 64;
 	}
+	memcpy(vm->eoi_bitmap, bitmap, sizeof(bitmap));
 	for (unsigned n = 0; n < vm_vcpu_count(vm); n++)
-		for (unsigned i = 0; i < 4; i++)
-			__atomic_store_n(&vm_vcpu(vm, n)->lapic->eoi_exit_bitmap[i], bitmap[i],
-					 __ATOMIC_RELAXED);
+		lapic_set_eoi_exits(vm_vcpu(vm, n)->lapic, bitmap);
+}
+
+void irq_vcpu_created(struct vcpu *vcpu)
+{
+	if (vcpu->lapic && vcpu->vm->split)
+		lapic_set_eoi_exits(vcpu->lapic, vcpu->vm->eoi_bitmap);
+}
+
+// A GSI has one MSI, or one pin of each controller.
+static bool unambiguous(const struct routing *routing)
+{
+	for (unsigned i = 1; i < routing->count; i++) {
+		for (unsigned j = i; j-- && routing->entries[j].gsi == routing->entries[i].gsi;) {
+			const struct kvm_irq_routing_entry *a = &routing->entries[i], *b = &routing->entries[j];
+
+			if (a->type != KVM_IRQ_ROUTING_IRQCHIP || b->type != KVM_IRQ_ROUTING_IRQCHIP ||
+			    a->u.irqchip.irqchip == b->u.irqchip.irqchip)
+				return false;
+		}
+	}
+	return true;
 }
 
 // vm->lock held.
@@ -77,15 +131,6 @@ static int set_routing(struct vm *vm, const struct kvm_irq_routing_entry *entrie
 
 		if (result)
 			return result;
-		// A GSI has one MSI, or one pin of each controller.
-		for (unsigned j = 0; j < i; j++) {
-			const struct kvm_irq_routing_entry *a = &entries[i], *b = &entries[j];
-
-			if (a->gsi == b->gsi &&
-			    (a->type != KVM_IRQ_ROUTING_IRQCHIP || b->type != KVM_IRQ_ROUTING_IRQCHIP ||
-			     a->u.irqchip.irqchip == b->u.irqchip.irqchip))
-				return -EINVAL;
-		}
 	}
 	new = malloc(sizeof(*new) + count * sizeof(*entries));
 	if (!new)
@@ -93,10 +138,13 @@ static int set_routing(struct vm *vm, const struct kvm_irq_routing_entry *entrie
 	if (count)
 		memcpy(new->entries, entries, count * sizeof(*entries));
 	new->count = count;
-	new->older = vm->routing;
 	qsort(new->entries, count, sizeof(*entries), compare);
-	__atomic_store_n(&vm->routing, new, __ATOMIC_RELEASE);
+	if (!unambiguous(new)) {
+		free(new);
+		return -EINVAL;
+	}
 	update_eoi_bitmaps(vm, new);
+	routing_replace(vm, new);
 	return 0;
 }
 
@@ -107,6 +155,8 @@ int irq_set_routing(struct vm *vm, const struct kvm_irq_routing_entry *entries, 
 	lock_take(&vm->lock);
 	result = vm->chip ? set_routing(vm, entries, count) : -EINVAL;
 	lock_release(&vm->lock);
+	if (!result)
+		irqfd_routing_changed(vm);
 	return result;
 }
 
@@ -124,11 +174,10 @@ static int set_pin(struct vm *vm, const struct kvm_irq_routing_entry *e, unsigne
 	return pic_set_irq(vm->chip, e->u.irqchip.irqchip * 8 + e->u.irqchip.pin, source, level);
 }
 
-int irq_set_gsi(struct vm *vm, u32 gsi, unsigned source, bool level)
+// Index of the first entry of `gsi`, or of where it would be.
+static unsigned first_entry(const struct routing *routing, u32 gsi)
 {
-	const struct routing *routing = __atomic_load_n(&vm->routing, __ATOMIC_ACQUIRE);
 	unsigned low = 0, high = routing ? routing->count : 0;
-	int result = -1;
 
 	vm_code_client_wrote(vm->code); // what the device transferred may be code
 	while (low < high) {
@@ -139,13 +188,39 @@ int irq_set_gsi(struct vm *vm, u32 gsi, unsigned source, bool level)
 		else
 			high = middle;
 	}
-	for (; routing && low < routing->count && routing->entries[low].gsi == gsi; low++) {
-		int n = set_pin(vm, &routing->entries[low], source, level);
+	return low;
+}
+
+int irq_set_gsi(struct vm *vm, u32 gsi, unsigned source, bool level)
+{
+	const struct routing *routing = routing_get(vm);
+	int result = -1;
+
+	for (unsigned i = first_entry(routing, gsi); routing && i < routing->count && routing->entries[i].gsi == gsi;
+	     i++) {
+		int n = set_pin(vm, &routing->entries[i], source, level);
 
 		if (n >= 0)
 			result = result < 0 ? n : result + n;
 	}
+	routing_put(vm);
 	return result;
+}
+
+int irq_pin_of_gsi(struct vm *vm, u32 gsi, unsigned chip)
+{
+	const struct routing *routing = routing_get(vm);
+	int pin = -1;
+
+	for (unsigned i = first_entry(routing, gsi); routing && i < routing->count && routing->entries[i].gsi == gsi;
+	     i++) {
+		const struct kvm_irq_routing_entry *e = &routing->entries[i];
+
+		if (e->type == KVM_IRQ_ROUTING_IRQCHIP && e->u.irqchip.irqchip == chip)
+			pin = (int)e->u.irqchip.pin;
+	}
+	routing_put(vm);
+	return pin;
 }
 
 // ---- what the controllers tell us ----
@@ -159,25 +234,11 @@ static int chip_pit_irq(void *vm, bool level)
 	return irq_set_gsi(vm, 0, IRQ_SOURCE_PIT, level);
 }
 
-static bool routes_to(struct vm *vm, u32 gsi, unsigned chip, unsigned pin)
-{
-	const struct routing *routing = __atomic_load_n(&vm->routing, __ATOMIC_ACQUIRE);
-
-	for (unsigned i = 0; routing && i < routing->count; i++) {
-		const struct kvm_irq_routing_entry *e = &routing->entries[i];
-
-		if (e->gsi == gsi && e->type == KVM_IRQ_ROUTING_IRQCHIP &&
-		    e->u.irqchip.irqchip == chip && e->u.irqchip.pin == pin)
-			return true;
-	}
-	return false;
-}
-
 static void chip_acked(void *opaque, unsigned chip, unsigned pin)
 {
 	struct vm *vm = opaque;
 
-	if (vm->chip->pit.present && routes_to(vm, 0, chip, pin))
+	if (vm->chip->pit.present && irq_pin_of_gsi(vm, 0, chip) == (int)pin)
 		pit_acked(vm->chip);
 	irqfd_acked(vm, chip, pin);
 }
@@ -186,9 +247,7 @@ static void chip_eoi_exit(void *opaque, uint8_t vector)
 {
 	struct vcpu *vcpu = opaque;
 
-	vcpu->run->exit_reason = KVM_EXIT_IOAPIC_EOI;
-	vcpu->run->eoi.vector = vector;
-	vcpu->exit_to_user = true;
+	vcpu->eoi_exits[vector / 64] |= 1ull << vector % 64;
 	cpu_request(vcpu->cpu, REQ_KICK);
 }
 
@@ -245,6 +304,24 @@ int irq_create_chip(struct vm *vm, bool split, unsigned pins)
 	else
 		__atomic_store_n(&vm->chip, chip, __ATOMIC_RELEASE);
 out:
+	lock_release(&vm->lock);
+	return result;
+}
+
+int irq_set_bus_cycle(struct vm *vm, u64 ns)
+{
+	u64 longest; // the longest time a timer can be set to, in ns
+	int result = 0;
+
+	if (!ns || __builtin_mul_overflow(0xffffffffull * 128, ns, &longest))
+		return -EINVAL;
+	lock_take(&vm->lock);
+	if (!vm->chip)
+		result = -ENXIO;
+	else if (vm->vcpu_count)
+		result = -EINVAL;
+	else
+		vm->chip->bus_cycle_ns = ns;
 	lock_release(&vm->lock);
 	return result;
 }

@@ -104,11 +104,21 @@ int irq_create_chip(struct vm *vm, bool split, unsigned pins);
 int irq_set_routing(struct vm *vm, const struct kvm_irq_routing_entry *entries, unsigned count);
 // Returns >0 delivered, 0 coalesced, <0 nobody.
 int irq_set_gsi(struct vm *vm, u32 gsi, unsigned source, bool level);
+// The pin of controller `chip` (KVM_IRQCHIP_*) that `gsi` is routed to, or -1.
+int irq_pin_of_gsi(struct vm *vm, u32 gsi, unsigned chip);
+// Nanoseconds a tick of the APIC timers' undivided clock takes. -EINVAL: 0, too long, or there are
+// vCPUs; -ENXIO: no local APICs.
+int irq_set_bus_cycle(struct vm *vm, u64 ns);
+bool irq_msi_valid(const struct vm *vm, u32 address_hi);
+void irq_vcpu_created(struct vcpu *vcpu); // vm->lock held
 void irq_destroy(struct vm *vm);
 extern const struct irqchip_ops irq_chip_ops;
 int irqfd_set(struct vm *vm, const struct kvm_irqfd *args);
 void irqfd_acked(struct vm *vm, unsigned chip, unsigned pin);
-void irqfd_destroy(struct vm *vm);
+void irqfd_routing_changed(struct vm *vm);
+void irqfd_release(struct vm *vm); // all of them: the machine's descriptor was closed
+void irqfd_after_fork_in_child(void);
+long eventfd_identity(int fd); // the same for all descriptors of an eventfd; -EBADF, -EINVAL: none
 
 // ---- time (clock.c, timer.c) ----
 void clock_calibrate(void);
@@ -150,7 +160,9 @@ struct vm {
 	bool split;
 	unsigned split_pins;
 	struct routing *routing;
-	struct irqfd *irqfds;
+	u32 routing_readers;
+	u64 eoi_bitmap[4]; // of a split irqchip
+	u32 irqfd_count, resampler_count;
 	struct vm_code *code;
 	struct kvm_coalesced_mmio_ring *ring;
 	int ring_fd; // our own descriptor of the VM's memfd
@@ -159,7 +171,7 @@ struct vm {
 	enum generation generation;
 
 	// Capabilities switched on
-	u32 max_vcpu_id;
+	u32 max_vcpu_id; // 0: not set yet
 	u64 x2apic_api, exception_payload, triple_fault_event, msr_exits, manual_dirty_protect;
 	u64 disabled_quirks, exit_on_emulation_failure, hypercall_exits;
 
@@ -239,8 +251,13 @@ struct vcpu {
 		u64 result;
 	} hypercall;
 
-	// Without an in-kernel APIC
+	// EOIs that user space's I/O APIC is to hear of, a bit per vector; a task priority that it is to hear of
+	u64 eoi_exits[4];
+	bool tpr_exit;
+
+	// Without an in-kernel PIC
 	int queued_interrupt; // KVM_INTERRUPT, -1: none
+	// Without an in-kernel APIC
 	u64 cr8, apic_base;
 
 	// KVM's own MSRs
@@ -313,6 +330,9 @@ unsigned xsave_size(const struct vm *vm); // KVM_CAP_XSAVE2
 int xsave_get(struct vcpu *vcpu, void *client, bool any_size); // any_size: KVM_GET_XSAVE2
 int xsave_set(struct vcpu *vcpu, const void *client);
 void xcrs_get(struct vcpu *vcpu, struct kvm_xcrs *xcrs);
+// The interrupt under way to the guest, or -1: acknowledged, or injected by user space.
+int injected_interrupt(const struct vcpu *vcpu);
+void inject_interrupt(struct vcpu *vcpu, u8 vector);
 int xcrs_set(struct vcpu *vcpu, const struct kvm_xcrs *xcrs);
 int mp_state_set(struct vcpu *vcpu, u32 state);
 int one_reg(struct vcpu *vcpu, const struct kvm_one_reg *reg, bool set);

@@ -61,11 +61,31 @@ static bool wants_out(struct vcpu *vcpu)
 }
 
 // ---- interrupts ----
-// User space has an interrupt to inject (KVM_INTERRUPT) and waits until the guest can take it.
+static bool pic_in_kernel(const struct vcpu *vcpu)
+{
+	return vcpu->lapic && vcpu->vm->chip->pic_and_ioapic;
+}
+
+// Does what user space injects (KVM_INTERRUPT) reach the processor? It is the INTR pin's, which an
+// in-kernel local APIC listens to as LINT0 says.
+static bool hears_user_space(const struct vcpu *vcpu)
+{
+	return !vcpu->lapic || lapic_accepts_pic(vcpu->lapic);
+}
+
+// User space has an interrupt to inject and waits until the guest can take it.
 static bool window_requested(const struct vcpu *vcpu)
 {
-	return vcpu->run->request_interrupt_window && vcpu->queued_interrupt < 0 &&
-	       (!vcpu->lapic || !vcpu->vm->chip->pic_and_ioapic);
+	return vcpu->run->request_interrupt_window && vcpu->queued_interrupt < 0 && !pic_in_kernel(vcpu) &&
+	       hears_user_space(vcpu);
+}
+
+static bool can_inject(const struct vcpu *vcpu)
+{
+	const struct cpu *cpu = vcpu->cpu;
+
+	return vcpu->queued_interrupt < 0 && (cpu->rflags & FLAG_IF) && !cpu->interrupt_shadow &&
+	       !cpu->event.valid && !cpu->external.valid && hears_user_space(vcpu);
 }
 
 int ops_interrupt(void *opaque, bool acknowledge)
@@ -74,7 +94,7 @@ int ops_interrupt(void *opaque, bool acknowledge)
 	struct irqchip *chip = vcpu->vm->chip;
 	int vector = vcpu->queued_interrupt;
 
-	if (vector >= 0) { // KVM_INTERRUPT
+	if (vector >= 0 && hears_user_space(vcpu)) { // KVM_INTERRUPT
 		if (acknowledge)
 			vcpu->queued_interrupt = -1;
 		return vector;
@@ -112,9 +132,8 @@ static void ops_set_cr8(void *opaque, u64 tpr)
 	}
 	// User space has the APIC and wants to know about every lower priority.
 	if (tpr < vcpu->cr8) {
-		vcpu->run->exit_reason = KVM_EXIT_SET_TPR;
+		vcpu->tpr_exit = true;
 		cpu_request(vcpu->cpu, REQ_KICK);
-		__atomic_store_n(&vcpu->exit_to_user, true, __ATOMIC_RELAXED);
 	}
 	vcpu->cr8 = tpr;
 }
@@ -208,7 +227,7 @@ static bool runnable(struct vcpu *vcpu)
 		return true;
 	if (__atomic_load_n(&cpu->smi_pending, __ATOMIC_SEQ_CST) && !cpu->smm)
 		return true;
-	if (cpu->event.valid)
+	if (cpu->event.valid || cpu->external.valid)
 		return true;
 	// Ask even with interrupts disabled: it makes an expired timer pending.
 	return ops_interrupt(vcpu, false) >= 0 && (cpu->rflags & FLAG_IF);
@@ -265,9 +284,30 @@ static long interrupted(struct vcpu *vcpu)
 	return -EINTR;
 }
 
-static bool wants_window(struct vcpu *vcpu)
+// Exits that an instruction asked for which has completed. They wait while user space completes
+// another one.
+static bool owes_exit(const struct vcpu *vcpu)
 {
-	return window_requested(vcpu) && (vcpu->cpu->rflags & FLAG_IF) && !vcpu->cpu->interrupt_shadow;
+	return vcpu->tpr_exit || vcpu->eoi_exits[0] || vcpu->eoi_exits[1] || vcpu->eoi_exits[2] ||
+	       vcpu->eoi_exits[3];
+}
+
+static long exit_owed(struct vcpu *vcpu)
+{
+	if (vcpu->tpr_exit) {
+		vcpu->tpr_exit = false;
+		vcpu->run->exit_reason = KVM_EXIT_SET_TPR;
+		return 0;
+	}
+	vcpu->run->exit_reason = KVM_EXIT_IOAPIC_EOI;
+	for (unsigned i = 0; i < 4; i++) {
+		if (!vcpu->eoi_exits[i])
+			continue;
+		vcpu->run->eoi.vector = (u8)(i * 64 + (unsigned)__builtin_ctzll(vcpu->eoi_exits[i]));
+		vcpu->eoi_exits[i] &= vcpu->eoi_exits[i] - 1;
+		break;
+	}
+	return 0;
 }
 
 #define STAY 1
@@ -318,6 +358,8 @@ static long run_loop(struct vcpu *vcpu)
 	long result;
 
 	for (;;) {
+		if (owes_exit(vcpu) && !cpu->replay)
+			return exit_owed(vcpu);
 		if (vcpu->mp_state != KVM_MP_STATE_RUNNABLE) {
 			if (!block(vcpu))
 				return interrupted(vcpu);
@@ -336,6 +378,8 @@ static long run_loop(struct vcpu *vcpu)
 				return interrupted(vcpu);
 			cpu_request(cpu, REQ_KICK);
 		}
+		if (owes_exit(vcpu))
+			cpu_request(cpu, REQ_KICK);
 		vcpu->exit_to_user = false;
 		vcpu_enter_guest(vcpu);
 		clock_update(vcpu);
@@ -346,7 +390,7 @@ static long run_loop(struct vcpu *vcpu)
 		result = handle(vcpu, exit);
 		if (result != STAY)
 			return result;
-		if (wants_window(vcpu)) {
+		if (window_requested(vcpu) && can_inject(vcpu)) {
 			vcpu->run->exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
 			return 0;
 		}
@@ -374,8 +418,13 @@ static int load_run(struct vcpu *vcpu)
 			return -EINVAL;
 		run->kvm_dirty_regs &= ~dirty;
 	}
-	if (!lapic_in_kernel(vcpu))
-		vcpu->cr8 = run->cr8 & 15;
+	if (!lapic_in_kernel(vcpu)) {
+		u64 cr8 = __atomic_load_n(&run->cr8, __ATOMIC_RELAXED);
+
+		if (cr8 & ~15ull)
+			return -EINVAL;
+		vcpu->cr8 = cr8;
+	}
 	run->flags = 0;
 	return 0;
 }
@@ -390,8 +439,7 @@ static void store_run(struct vcpu *vcpu)
 	run->flags = cpu->smm ? KVM_RUN_X86_SMM : 0;
 	run->cr8 = ops_get_cr8(vcpu);
 	run->apic_base = lapic_base_get(vcpu);
-	run->ready_for_interrupt_injection = (vcpu->lapic && vcpu->vm->chip->pic_and_ioapic) ||
-		(vcpu->queued_interrupt < 0 && run->if_flag && !cpu->interrupt_shadow && !cpu->event.valid);
+	run->ready_for_interrupt_injection = pic_in_kernel(vcpu) || can_inject(vcpu);
 	if (valid & KVM_SYNC_X86_REGS)
 		regs_get(vcpu, &run->s.regs.regs);
 	if (valid & KVM_SYNC_X86_SREGS)

@@ -60,10 +60,12 @@ static void common_get(struct vcpu *vcpu, struct kvm_sregs *s)
 
 void sregs_get(struct vcpu *vcpu, struct kvm_sregs *sregs)
 {
+	int vector = injected_interrupt(vcpu);
+
 	memset(sregs, 0, sizeof(*sregs));
 	common_get(vcpu, sregs);
-	if (vcpu->queued_interrupt >= 0)
-		sregs->interrupt_bitmap[vcpu->queued_interrupt / 64] |= 1ull << vcpu->queued_interrupt % 64;
+	if (vector >= 0)
+		sregs->interrupt_bitmap[vector / 64] |= 1ull << vector % 64;
 }
 
 void sregs2_get(struct vcpu *vcpu, struct kvm_sregs2 *sregs)
@@ -134,7 +136,7 @@ int sregs_set(struct vcpu *vcpu, const struct kvm_sregs *sregs)
 		return result;
 	for (unsigned i = 0; i < 256; i++) {
 		if (sregs->interrupt_bitmap[i / 64] >> i % 64 & 1) {
-			vcpu->queued_interrupt = (int)i;
+			inject_interrupt(vcpu, (u8)i);
 			break;
 		}
 	}

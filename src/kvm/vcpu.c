@@ -29,6 +29,9 @@ void vcpu_destroy(struct vcpu *vcpu)
 
 static int check_id(struct vm *vm, u32 id)
 {
+	// What has not been limited before the first vCPU stays unlimited.
+	if (!vm->max_vcpu_id)
+		vm->max_vcpu_id = MAX_VCPU_ID;
 	if (id >= vm->max_vcpu_id || vm->vcpu_count >= MAX_VCPUS)
 		return -EINVAL;
 	for (unsigned i = 0; i < vm->vcpu_count; i++)
@@ -94,6 +97,7 @@ int vcpu_create(struct vm *vm, u32 id)
 	vm->vcpus[vcpu->index] = vcpu;
 	if (vcpu->lapic)
 		lapic_publish(vcpu->lapic);
+	irq_vcpu_created(vcpu);
 	__atomic_store_n(&vm->vcpu_count, vm->vcpu_count + 1, __ATOMIC_SEQ_CST);
 	vm_get(vm);
 	lock_release(&vm->lock);

@@ -20,7 +20,6 @@ int vm_create(u32 type)
 		return -ENOMEM;
 	vm->references = 1;
 	vm->process_generation = fd_process_generation();
-	vm->max_vcpu_id = MAX_VCPU_ID;
 	vm->generation = option_generation;
 	vm->identity_map_addr = 0xfffbc000;
 	vm->ring_fd = -1;
@@ -54,7 +53,7 @@ void vm_put(struct vm *vm)
 	// A child after fork has the memory of its parent's machines, but none of their threads.
 	if (vm->process_generation == fd_process_generation())
 		timer_stop(vm);
-	irqfd_destroy(vm);
+	irqfd_release(vm);
 	for (unsigned i = 0; i < vm->vcpu_count; i++)
 		vcpu_destroy(vm->vcpus[i]);
 	irq_destroy(vm);
