@@ -879,9 +879,8 @@ enum cpu_exit cpu_run(struct cpu *cpu)
 			jit->debug_bits = 0;
 			// An exception in an interrupt's delivery takes its place: the two are handled serially.
 			if (cpu->external.underway)
-				cpu->external.valid = false;
+				cpu->external.valid = cpu->external.underway = false;
 		}
-		cpu->external.underway = false;
 	}
 	while (!cpu->exit) {
 		if (cpu->event.valid) {
@@ -893,8 +892,9 @@ enum cpu_exit cpu_run(struct cpu *cpu)
 			}
 			continue;
 		}
-		if (cpu->external.valid && !jit->slow_once && !cpu->replay) {
+		if (cpu->external.valid && (cpu->external.underway || (!jit->slow_once && !cpu->replay))) {
 			deliver_external(cpu);
+			cpu->replay = false;
 			continue;
 		}
 		if ((cpu->request || (cpu->irq_wait && (cpu->rflags & FLAG_IF))) && !jit->slow_once &&

@@ -22,7 +22,7 @@ _Static_assert(sizeof(struct kvm_ioapic_state) == 216, "KVM ABI");
 
 // Which vectors' EOI must come here. Edge-triggered ones only for the 8254, which counts its ticks:
 // it may be wired to any pin, so all unmasked pins count while it reinjects.
-static void update_vectors(struct irqchip *chip)
+void ioapic_update_vectors(struct irqchip *chip)
 {
 	uint64_t vectors[4] = { 0 };
 
@@ -42,7 +42,7 @@ void ioapic_set_notify(struct irqchip *chip, uint32_t pins)
 {
 	lock_take(&chip->lock);
 	chip->ioapic.notify = pins;
-	update_vectors(chip);
+	ioapic_update_vectors(chip);
 	lock_release(&chip->lock);
 }
 
@@ -159,7 +159,7 @@ static void write_selected(struct irqchip *chip, uint32_t value)
 	// An edge-triggered pin has no remote IRR: old kernels clear it by switching there and back.
 	if (!(*entry & ENTRY_LEVEL))
 		*entry &= ~(uint64_t)ENTRY_REMOTE_IRR;
-	update_vectors(chip);
+	ioapic_update_vectors(chip);
 	if ((*entry & ENTRY_LEVEL) && (ioapic->irr >> n & 1))
 		service(chip, n);
 }
@@ -217,7 +217,7 @@ void ioapic_set_state(struct irqchip *chip, const void *state)
 	ioapic->irr = 0;
 	for (unsigned i = 0; i < IOAPIC_PINS; i++)
 		ioapic->redirection[i] = s->redirtbl[i].bits & ~ENTRY_RESERVED;
-	update_vectors(chip);
+	ioapic_update_vectors(chip);
 	for (unsigned i = 0; i < IOAPIC_PINS; i++) {
 		if (s->irr >> i & 1) {
 			ioapic->irr |= 1u << i;

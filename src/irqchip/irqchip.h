@@ -227,6 +227,7 @@ void ioapic_read(struct irqchip *chip, unsigned offset, unsigned length, void *d
 void ioapic_write(struct irqchip *chip, unsigned offset, unsigned length, const void *data);
 int ioapic_set_irq(struct irqchip *chip, unsigned pin, unsigned source, bool level);
 void ioapic_eoi(struct irqchip *chip, uint8_t vector);
+void ioapic_update_vectors(struct irqchip *chip); // after a change of pit.reinject, with the lock held
 // Of which pins ops->acked() wants to hear also when they are edge-triggered.
 void ioapic_set_notify(struct irqchip *chip, uint32_t pins);
 // struct kvm_ioapic_state. Set: the image's pins that are asserted are delivered.
@@ -256,6 +257,7 @@ bool pit_owns_port(const struct irqchip *chip, uint16_t port);
 uint8_t pit_port_read(struct irqchip *chip, uint16_t port);
 void pit_port_write(struct irqchip *chip, uint16_t port, uint8_t value);
 void pit_create(struct irqchip *chip, bool speaker_port);
+void pit_set_reinject(struct irqchip *chip, bool reinject);
 void pit_timer(struct irqchip *chip, uint64_t now);
 void pit_acked(struct irqchip *chip);
 // struct kvm_pit_state2

@@ -298,6 +298,18 @@ void pit_port_write(struct irqchip *chip, uint16_t port, uint8_t value)
 	lock_release(&chip->lock);
 }
 
+void pit_set_reinject(struct irqchip *chip, bool reinject)
+{
+	lock_take(&chip->lock);
+	if (chip->pit.reinject != reinject) {
+		chip->pit.reinject = reinject;
+		chip->pit.pending = 0;
+		chip->pit.in_service = false;
+		ioapic_update_vectors(chip);
+	}
+	lock_release(&chip->lock);
+}
+
 void pit_create(struct irqchip *chip, bool speaker_port)
 {
 	struct pit *pit = &chip->pit;
@@ -313,6 +325,7 @@ void pit_create(struct irqchip *chip, bool speaker_port)
 		pit->channel[i].loaded_at = now(chip);
 	}
 	pit->present = true;
+	ioapic_update_vectors(chip);
 	lock_release(&chip->lock);
 }
 

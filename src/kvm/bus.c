@@ -12,11 +12,14 @@
 #include <string.h>
 #include <unistd.h>
 
+enum bus { BUS_MMIO, BUS_PIO, BUS_CCW }; // nothing writes to the last one here
+
 struct ioeventfd {
 	u64 address, datamatch;
 	u32 length; // 0: any
-	bool pio, match;
-	int fd; // our own descriptor
+	enum bus bus;
+	bool match;
+	int fd; // our own descriptor, one for each eventfd
 	long id; // of the eventfd, whatever its number
 };
 
@@ -27,11 +30,11 @@ struct zone {
 
 struct io_bus {
 	unsigned event_count, zone_count;
-	struct ioeventfd *events;
+	struct ioeventfd *events; // sorted by bus and address
 	struct zone *zones;
 };
 
-#define MAX_DEVICES 1000
+#define MAX_ZONES 1000
 #define COALESCED_MAX ((PAGE_SIZE - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
 
 static struct io_bus *bus_copy(const struct io_bus *old, unsigned events, unsigned zones)
@@ -75,32 +78,51 @@ static void publish(struct vm *vm, struct io_bus *bus)
 	bus_free(old);
 }
 
+static bool before(const struct ioeventfd *a, const struct ioeventfd *b)
+{
+	return a->bus != b->bus ? a->bus < b->bus : a->address < b->address;
+}
+
 static bool collides(const struct ioeventfd *a, const struct ioeventfd *b)
 {
-	return a->pio == b->pio && a->address == b->address &&
+	return a->bus == b->bus && a->address == b->address &&
 	       (!a->length || !b->length ||
 		(a->length == b->length && (!a->match || !b->match || a->datamatch == b->datamatch)));
 }
 
+// Our descriptor of the eventfd, or -1: there is none yet.
+static int event_fd(const struct io_bus *bus, long id)
+{
+	for (unsigned i = 0; bus && i < bus->event_count; i++)
+		if (bus->events[i].id == id)
+			return bus->events[i].fd;
+	return -1;
+}
+
 static int event_add(struct vm *vm, struct ioeventfd *new)
 {
+	unsigned events = vm->bus ? vm->bus->event_count : 0, at = 0;
+	int shared = event_fd(vm->bus, new->id);
 	struct io_bus *bus;
-	unsigned events = vm->bus ? vm->bus->event_count : 0;
 
-	for (unsigned i = 0; i < events; i++)
+	for (unsigned i = 0; i < events; i++) {
 		if (collides(&vm->bus->events[i], new))
 			return -EEXIST;
-	if (events >= MAX_DEVICES)
-		return -ENOSPC;
-	new->fd = fcntl(new->fd, F_DUPFD_CLOEXEC, 512);
+		if (before(&vm->bus->events[i], new))
+			at = i + 1;
+	}
+	new->fd = shared >= 0 ? shared : fcntl(new->fd, F_DUPFD_CLOEXEC, 512);
 	if (new->fd < 0)
 		return -errno;
 	bus = bus_copy(vm->bus, events + 1, vm->bus ? vm->bus->zone_count : 0);
 	if (!bus) {
-		close(new->fd);
+		if (shared < 0)
+			close(new->fd);
 		return -ENOMEM;
 	}
-	bus->events[bus->event_count++] = *new;
+	memmove(&bus->events[at + 1], &bus->events[at], (events - at) * sizeof(*bus->events));
+	bus->events[at] = *new;
+	bus->event_count++;
 	publish(vm, bus);
 	return 0;
 }
@@ -114,16 +136,18 @@ static int event_remove(struct vm *vm, const struct ioeventfd *which)
 		const struct ioeventfd *e = &vm->bus->events[i];
 		int fd = e->fd;
 
-		if (e->id != which->id || e->pio != which->pio || e->address != which->address ||
+		if (e->id != which->id || e->bus != which->bus || e->address != which->address ||
 		    e->length != which->length || e->match != which->match ||
 		    (e->match && e->datamatch != which->datamatch))
 			continue;
 		bus = bus_copy(vm->bus, events, vm->bus->zone_count);
 		if (!bus)
 			return -ENOMEM;
-		bus->events[i] = bus->events[--bus->event_count];
+		bus->event_count--;
+		memmove(&bus->events[i], &bus->events[i + 1], (events - i - 1) * sizeof(*bus->events));
 		publish(vm, bus);
-		close(fd);
+		if (event_fd(bus, which->id) < 0)
+			close(fd);
 		return 0;
 	}
 	return -ENOENT;
@@ -132,26 +156,32 @@ static int event_remove(struct vm *vm, const struct ioeventfd *which)
 int ioeventfd_set(struct vm *vm, const struct kvm_ioeventfd *args)
 {
 	struct ioeventfd event = { .address = args->addr, .datamatch = args->datamatch, .length = args->len,
-		.pio = args->flags & KVM_IOEVENTFD_FLAG_PIO,
+		.bus = args->flags & KVM_IOEVENTFD_FLAG_PIO ? BUS_PIO :
+		       args->flags & KVM_IOEVENTFD_FLAG_VIRTIO_CCW_NOTIFY ? BUS_CCW : BUS_MMIO,
 		.match = args->flags & KVM_IOEVENTFD_FLAG_DATAMATCH, .fd = args->fd };
+	bool remove = args->flags & KVM_IOEVENTFD_FLAG_DEASSIGN;
 	int result;
 
-	if (args->flags & ~KVM_IOEVENTFD_VALID_FLAG_MASK ||
-	    (args->flags & KVM_IOEVENTFD_FLAG_VIRTIO_CCW_NOTIFY))
-		return -EINVAL;
-	if (args->len > 8 || (args->len & (args->len - 1)))
-		return -EINVAL;
-	if (args->addr + args->len < args->addr || (!args->len && event.match))
-		return -EINVAL;
-	if (fcntl(args->fd, F_GETFD) < 0)
-		return -EBADF;
+	if (!remove) {
+		if (args->len > 8 || (args->len & (args->len - 1)) || args->addr + args->len < args->addr)
+			return -EINVAL;
+		if ((args->flags & ~KVM_IOEVENTFD_VALID_FLAG_MASK) || (!args->len && event.match))
+			return -EINVAL;
+	}
 	event.id = eventfd_identity(args->fd);
 	if (event.id < 0)
-		return -EINVAL;
+		return (int)event.id;
 	lock_take(&vm->slots_lock);
-	result = args->flags & KVM_IOEVENTFD_FLAG_DEASSIGN ? event_remove(vm, &event) : event_add(vm, &event);
+	result = remove ? event_remove(vm, &event) : event_add(vm, &event);
 	lock_release(&vm->slots_lock);
 	return result;
+}
+
+static bool inside(const struct zone *zone, u64 address, u64 size)
+{
+	u64 offset = address - zone->address;
+
+	return address >= zone->address && offset <= zone->size && size <= zone->size - offset;
 }
 
 int coalesced_zone_set(struct vm *vm, const struct kvm_coalesced_mmio_zone *args, bool add)
@@ -162,6 +192,10 @@ int coalesced_zone_set(struct vm *vm, const struct kvm_coalesced_mmio_zone *args
 	if (args->pio > 1)
 		return -EINVAL;
 	lock_take(&vm->slots_lock);
+	if (add && vm->bus && vm->bus->zone_count >= MAX_ZONES) {
+		lock_release(&vm->slots_lock);
+		return -ENOSPC;
+	}
 	bus = bus_copy(vm->bus, vm->bus ? vm->bus->event_count : 0, vm->bus ? vm->bus->zone_count + 1 : 1);
 	if (!bus) {
 		lock_release(&vm->slots_lock);
@@ -172,10 +206,8 @@ int coalesced_zone_set(struct vm *vm, const struct kvm_coalesced_mmio_zone *args
 	} else {
 		for (unsigned i = 0; i < bus->zone_count; i++) {
 			struct zone *z = &bus->zones[i];
-			bool inside = z->pio == !!args->pio && args->addr >= z->address &&
-				      args->addr + args->size <= z->address + z->size;
 
-			if (!inside)
+			if (z->pio != args->pio || !inside(z, args->addr, args->size))
 				bus->zones[n++] = *z;
 		}
 		bus->zone_count = n;
@@ -188,11 +220,10 @@ int coalesced_zone_set(struct vm *vm, const struct kvm_coalesced_mmio_zone *args
 static bool coalesce(struct vm *vm, bool pio, u64 address, unsigned length, const void *data)
 {
 	struct kvm_coalesced_mmio_ring *ring = vm->ring;
-	static struct lock lock; // all vCPUs fill one ring
 	u32 last, first;
 	bool room;
 
-	lock_take(&lock);
+	lock_take(&vm->ring_lock);
 	last = ring->last % COALESCED_MAX; // the client can write it too
 	first = __atomic_load_n(&ring->first, __ATOMIC_ACQUIRE);
 	room = (last + 1) % COALESCED_MAX != first;
@@ -205,25 +236,39 @@ static bool coalesce(struct vm *vm, bool pio, u64 address, unsigned length, cons
 		memcpy(entry->data, data, length);
 		__atomic_store_n(&ring->last, (last + 1) % (u32)COALESCED_MAX, __ATOMIC_RELEASE);
 	}
-	lock_release(&lock);
+	lock_release(&vm->ring_lock);
 	return room;
+}
+
+static unsigned first_event(const struct io_bus *bus, const struct ioeventfd *key)
+{
+	unsigned low = 0, high = bus->event_count;
+
+	while (low < high) {
+		unsigned middle = (low + high) / 2;
+
+		if (before(&bus->events[middle], key))
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
 }
 
 bool bus_write(struct vm *vm, bool pio, u64 address, unsigned length, const void *data)
 {
 	const struct io_bus *bus = __atomic_load_n(&vm->bus, __ATOMIC_ACQUIRE);
+	struct ioeventfd key = { .bus = pio ? BUS_PIO : BUS_MMIO, .address = address };
 	u64 value = 0, one = 1;
 
 	if (!bus || length > 8)
 		return false;
 	memcpy(&value, data, length);
-	for (unsigned i = 0; i < bus->event_count; i++) {
+	for (unsigned i = first_event(bus, &key); i < bus->event_count && !before(&key, &bus->events[i]); i++) {
 		const struct ioeventfd *e = &bus->events[i];
 		u64 mask = e->length == 8 ? ~0ull : (1ull << e->length * 8) - 1;
 
-		if (e->pio != pio || e->address != address || (e->length && e->length != length))
-			continue;
-		if (e->match && (e->datamatch & mask) != value)
+		if ((e->length && e->length != length) || (e->match && (e->datamatch & mask) != value))
 			continue;
 		raw_write(e->fd, &one, sizeof(one));
 		return true;
@@ -231,7 +276,7 @@ bool bus_write(struct vm *vm, bool pio, u64 address, unsigned length, const void
 	for (unsigned i = 0; i < bus->zone_count; i++) {
 		const struct zone *z = &bus->zones[i];
 
-		if (z->pio == pio && address >= z->address && address + length <= z->address + z->size)
+		if (z->pio == pio && inside(z, address, length))
 			return coalesce(vm, pio, address, length, data);
 	}
 	return false;
@@ -239,7 +284,13 @@ bool bus_write(struct vm *vm, bool pio, u64 address, unsigned length, const void
 
 void bus_destroy(struct vm *vm)
 {
-	for (unsigned i = 0; vm->bus && i < vm->bus->event_count; i++)
-		close(vm->bus->events[i].fd);
+	for (unsigned i = 0; vm->bus && i < vm->bus->event_count; i++) {
+		bool again = false; // one descriptor may serve several
+
+		for (unsigned j = 0; j < i; j++)
+			again |= vm->bus->events[j].fd == vm->bus->events[i].fd;
+		if (!again)
+			close(vm->bus->events[i].fd);
+	}
 	bus_free(vm->bus);
 }

@@ -158,15 +158,18 @@ HANDLER(get_irqchip)
 
 HANDLER(set_irqchip)
 {
-	const struct kvm_irqchip *state = c->arg;
+	struct kvm_irqchip state;
 
-	switch (state->chip_id) {
+	// Its number says that it is a read.
+	if (copy_from_client(&state, c->client, sizeof(state)))
+		return -EFAULT;
+	switch (state.chip_id) {
 	case KVM_IRQCHIP_PIC_MASTER:
 	case KVM_IRQCHIP_PIC_SLAVE:
-		pic_set_state(c->vm->chip, state->chip_id, &state->chip.pic);
+		pic_set_state(c->vm->chip, state.chip_id, &state.chip.pic);
 		return 0;
 	case KVM_IRQCHIP_IOAPIC:
-		ioapic_set_state(c->vm->chip, &state->chip.ioapic);
+		ioapic_set_state(c->vm->chip, &state.chip.ioapic);
 		return 0;
 	}
 	return -EINVAL;
@@ -194,11 +197,14 @@ HANDLER(set_pit2)
 
 HANDLER(reinject_control)
 {
-	const struct kvm_reinject_control *control = c->arg;
+	struct kvm_reinject_control control;
 
+	// Its number says that it has no argument.
+	if (copy_from_client(&control, c->client, sizeof(control)))
+		return -EFAULT;
 	if (!has_pit(c->vm))
 		return -ENXIO;
-	c->vm->chip->pit.reinject = control->pit_reinject;
+	pit_set_reinject(c->vm->chip, control.pit_reinject);
 	return 0;
 }
 
@@ -421,10 +427,10 @@ static const struct ioctl_row rows[] = {
 	{ KVM_IRQ_LINE, FD_VM, ANY_CHIP, irq_line },
 	{ KVM_IRQ_LINE_STATUS, FD_VM, ANY_CHIP, irq_line },
 	{ KVM_GET_IRQCHIP, FD_VM, FULL_CHIP, get_irqchip },
-	{ KVM_SET_IRQCHIP, FD_VM, FULL_CHIP, set_irqchip },
+	{ KVM_SET_IRQCHIP, FD_VM, FULL_CHIP | ARRAY, set_irqchip },
 	{ KVM_GET_PIT2, FD_VM, 0, get_pit2 },
 	{ KVM_SET_PIT2, FD_VM, 0, set_pit2 },
-	{ KVM_REINJECT_CONTROL, FD_VM, 0, reinject_control },
+	{ KVM_REINJECT_CONTROL, FD_VM, ARRAY, reinject_control },
 	{ KVM_SET_GSI_ROUTING, FD_VM, 0, set_gsi_routing },
 	{ KVM_SIGNAL_MSI, FD_VM, 0, signal_msi },
 	{ KVM_IOEVENTFD, FD_VM, 0, ioeventfd },

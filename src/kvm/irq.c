@@ -179,7 +179,6 @@ static unsigned first_entry(const struct routing *routing, u32 gsi)
 {
 	unsigned low = 0, high = routing ? routing->count : 0;
 
-	vm_code_client_wrote(vm->code); // what the device transferred may be code
 	while (low < high) {
 		unsigned middle = (low + high) / 2;
 
@@ -196,6 +195,7 @@ int irq_set_gsi(struct vm *vm, u32 gsi, unsigned source, bool level)
 	const struct routing *routing = routing_get(vm);
 	int result = -1;
 
+	vm_code_client_wrote(vm->code); // what the device transferred may be code
 	for (unsigned i = first_entry(routing, gsi); routing && i < routing->count && routing->entries[i].gsi == gsi;
 	     i++) {
 		int n = set_pin(vm, &routing->entries[i], source, level);

@@ -165,6 +165,7 @@ struct vm {
 	u32 irqfd_count, resampler_count;
 	struct vm_code *code;
 	struct kvm_coalesced_mmio_ring *ring;
+	struct lock ring_lock; // of who fills it
 	int ring_fd; // our own descriptor of the VM's memfd
 	u64 tss_addr, identity_map_addr;
 

@@ -30,10 +30,22 @@ struct machine {
 #define IRQCHIP 1
 #define NO_VCPU 2
 
+static inline void machine_vcpu(struct machine *m)
+{
+	struct kvm_sregs sregs;
+
+	m->vcpu = call(m->vm, KVM_CREATE_VCPU, 0);
+	m->run = cetkvm_mmap(NULL, 3 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, m->vcpu, 0);
+	if (m->vcpu < 0 || m->run == MAP_FAILED || call(m->vcpu, KVM_GET_SREGS, &sregs) < 0)
+		abort();
+	sregs.cs.base = sregs.cs.selector = 0;
+	if (call(m->vcpu, KVM_SET_SREGS, &sregs) < 0)
+		abort();
+}
+
 static inline void machine_start(struct machine *m, unsigned flags)
 {
 	struct kvm_userspace_memory_region region = { .memory_size = MEMORY_SIZE };
-	struct kvm_sregs sregs;
 
 	memset(m, 0, sizeof(*m));
 	m->vcpu = -1;
@@ -45,15 +57,8 @@ static inline void machine_start(struct machine *m, unsigned flags)
 		abort();
 	if ((flags & IRQCHIP) && call(m->vm, KVM_CREATE_IRQCHIP, 0) < 0)
 		abort();
-	if (flags & NO_VCPU)
-		return;
-	m->vcpu = call(m->vm, KVM_CREATE_VCPU, 0);
-	m->run = cetkvm_mmap(NULL, 3 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, m->vcpu, 0);
-	if (m->vcpu < 0 || m->run == MAP_FAILED || call(m->vcpu, KVM_GET_SREGS, &sregs) < 0)
-		abort();
-	sregs.cs.base = sregs.cs.selector = 0;
-	if (call(m->vcpu, KVM_SET_SREGS, &sregs) < 0)
-		abort();
+	if (!(flags & NO_VCPU))
+		machine_vcpu(m);
 }
 
 // Puts code (real mode) over what ran before, and the processor at its start.
