@@ -347,6 +347,9 @@ struct cpu {
 	bool step_canceled;	// the instruction delivered an event, or SYSCALL cleared TF: no single-step #DB behind it
 	bool single_grain;	// one instruction a block, always
 	bool trace_cp;
+	// KVM's quirks, each the processor's own rule when set: MONITOR and MWAIT are #UD without their
+	// CPUID bit; the bit follows IA32_MISC_ENABLE. src/kvm sets them.
+	bool monitor_faults, monitor_by_msr;
 	enum cpu_exit exit;
 
 	// The instruction at cpu->rip left with CPU_EXIT_OPS and starts anew: cpu_ops callbacks find

@@ -37,6 +37,7 @@ static const struct word {
 	[WORD_8_8_EBX] = { 0x80000008, 0, EBX },
 	[WORD_6_EAX] = { 6, 0, EAX },
 	[WORD_7_2_EDX] = { 7, 2, EDX },
+	[WORD_5_ECX] = { 5, 0, ECX },
 };
 
 // Done in C or in the same way on every x86-64.
@@ -71,8 +72,9 @@ static const u16 executed_avx512[] = {
 	FEATURE_AVX512VL, FEATURE_AVX512_VBMI, FEATURE_AVX512_VBMI2, FEATURE_AVX512_VNNI,
 	FEATURE_AVX512_BITALG, FEATURE_AVX512_VPOPCNTDQ, FEATURE_AVX512_BF16, FEATURE_AVX512_FP16,
 };
-// Work, but are not offered: a guest that believes them is slower for it.
-static const u16 on_request[] = { FEATURE_FSRM };
+// Work, but are not offered: a guest that believes them is slower for it, or never sleeps.
+static const u16 on_request[] = { FEATURE_FSRM, FEATURE_MONITOR, FEATURE_MONITORX, FEATURE_MWAIT_EXTENSIONS,
+				  FEATURE_MWAIT_BREAK };
 
 // What the host is, read once.
 static struct host {
@@ -421,6 +423,10 @@ void cpuid_refresh(struct cpu *cpu)
 
 	if (entry) {
 		set_bit(&entry->ecx, 27, cpu->cr4 & CR4_OSXSAVE);
+		if (cpu->monitor_by_msr) {
+			set_bit(&entry->ecx, 3, cpu->misc_enable & MISC_ENABLE_MWAIT);
+			set_bit(&cpu->features[WORD_1_ECX], 3, cpu->misc_enable & MISC_ENABLE_MWAIT);
+		}
 		if (cpu->ops->rdmsr(cpu->opaque, MSR_APIC_BASE, &apic_base, BY_HOST) == CPU_OPS_DONE)
 			set_bit(&entry->edx, 9, apic_base >> 11 & 1);
 	}

@@ -37,6 +37,9 @@ insn_handler maskmov_handler, vmaskmov_handler;
 // gather.c
 insn_handler gather_handler;
 
+// monitor.c
+insn_handler monitor_handler, mwait_handler;
+
 // smm.c
 insn_handler rsm_handler;
 

@@ -60,6 +60,22 @@ static void decode_register(ZydisRegister reg, struct operand *to)
 	}
 }
 
+// Segment of a memory operand that Zydis does not know of: MONITOR's [rAX].
+static u8 segment_by_prefix(const ZydisDecodedInstruction *zi)
+{
+	static const struct { u8 prefix, seg; } rows[] = {
+		{ 0x26, SEG_ES }, { 0x2e, SEG_CS }, { 0x36, SEG_SS }, { 0x3e, SEG_DS }, { 0x64, SEG_FS }, { 0x65, SEG_GS },
+	};
+	u8 seg = SEG_DS;
+
+	for (unsigned i = 0; i < zi->raw.prefix_count; i++)
+		for (unsigned n = 0; n < sizeof(rows) / sizeof(rows[0]); n++)
+			if (zi->raw.prefixes[i].value == rows[n].prefix &&
+			    (zi->machine_mode != ZYDIS_MACHINE_MODE_LONG_64 || rows[n].seg >= SEG_FS))
+				seg = rows[n].seg;
+	return seg;
+}
+
 void jit_decode_insn(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *op, struct insn *insn)
 {
 	unsigned immediates = 0, n = 0;
@@ -81,6 +97,8 @@ void jit_decode_insn(const ZydisDecodedInstruction *zi, const ZydisDecodedOperan
 		.modrm = zi->raw.modrm.mod << 6 | zi->raw.modrm.reg << 3 | zi->raw.modrm.rm,
 		.opcode = zi->opcode,
 	};
+	if (zi->mnemonic == ZYDIS_MNEMONIC_MONITOR || zi->mnemonic == ZYDIS_MNEMONIC_MONITORX)
+		insn->mem_seg = segment_by_prefix(zi);
 	for (unsigned i = 0; i < zi->operand_count; i++) {
 		struct operand *to = n < 4 ? &insn->op[n] : NULL;
 

@@ -327,6 +327,9 @@ static int write_misc_enable(struct cpu *cpu, u32 index, u64 value, enum who who
 
 	if (who == BY_GUEST)
 		value = (value & ~fixed) | (cpu->misc_enable & fixed);
+	// Without SSE3 there is no such bit to change.
+	if (cpu->monitor_by_msr && ((cpu->misc_enable ^ value) & MISC_ENABLE_MWAIT) && !guest_has(cpu, FEATURE_SSE3))
+		return -EINVAL;
 	cpu->misc_enable = value;
 	cpuid_refresh(cpu);
 	return 0;
@@ -611,7 +614,6 @@ void msr_reset(struct cpu *cpu)
 	cpu->star = cpu->lstar = cpu->cstar = cpu->sfmask = cpu->kernel_gs_base = 0;
 	cpu->sysenter_cs = cpu->sysenter_esp = cpu->sysenter_eip = 0;
 	cpu->pat = PAT_RESET;
-	cpu->misc_enable = MISC_ENABLE_FAST_STRING | MISC_ENABLE_BTS_UNAVAILABLE |
-			   MISC_ENABLE_PEBS_UNAVAILABLE;
+	cpu->misc_enable = MISC_ENABLE_BTS_UNAVAILABLE | MISC_ENABLE_PEBS_UNAVAILABLE;
 	cpu->debugctl = 0;
 }

@@ -4,7 +4,7 @@
 // "Masking Maskable Hardware Interrupts", "Protected-Mode Virtual Interrupts".
 //
 // The order of checks is the SDM's: #UD, then privilege, then values. Instructions without a row
-// (VMX, SVM, MONITOR, MWAIT) are #UD.
+// (VMX, SVM) are #UD.
 #include "cpu/debug.h"
 #include "cpu/fpu.h"
 #include "cpu/handlers.h"
@@ -473,6 +473,10 @@ const struct insn_row rows_system[] = {
 	ROW(CLI, INSN_END, 0, cli),
 	ROW(STI, INSN_END, 0, sti),
 	ROW(HLT, INSN_END, 0, hlt),
+	ROW(MONITOR, 0, 0, monitor_handler),
+	ROW(MONITORX, 0, 0, monitor_handler),
+	ROW(MWAIT, 0, 0, mwait_handler),
+	ROW(MWAITX, 0, 0, mwait_handler),
 	ROW(RSM, INSN_END, 0, rsm_handler),
 	ROW(VMCALL, INSN_END, FEATURE_HYPERVISOR, vmcall),
 	ROW(VMMCALL, INSN_END, FEATURE_HYPERVISOR, vmcall),

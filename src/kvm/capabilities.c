@@ -7,6 +7,9 @@
 #include <unistd.h>
 
 #define X2APIC_API (KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)
+// Quirks that can be switched off. What else api.rst lists as one is not done in the first place.
+#define QUIRKS (KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT | KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS)
+#define DISABLE_EXITS (KVM_X86_DISABLE_EXITS_MWAIT | KVM_X86_DISABLE_EXITS_PAUSE)
 #define MSR_EXITS (KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_FILTER)
 
 static const struct {
@@ -64,6 +67,9 @@ static const struct {
 	{ KVM_CAP_SIGNAL_MSI, 1 },
 	{ KVM_CAP_TSC_DEADLINE_TIMER, 1 },
 	{ KVM_CAP_X86_SMM, 1 },
+	{ KVM_CAP_DISABLE_QUIRKS, 1 },
+	{ KVM_CAP_DISABLE_QUIRKS2, QUIRKS },
+	{ KVM_CAP_X86_DISABLE_EXITS, DISABLE_EXITS },
 	{ KVM_CAP_MULTI_ADDRESS_SPACE, ADDRESS_SPACES },
 	{ KVM_CAP_CHECK_EXTENSION_VM, 1 },
 	{ KVM_CAP_SPLIT_IRQCHIP, 1 },
@@ -98,6 +104,35 @@ long capability(struct vm *vm, unsigned long number)
 	return 0;
 }
 
+void capability_apply_quirks(struct vm *vm, struct vcpu *vcpu)
+{
+	vcpu->cpu->monitor_faults = vm->disabled_quirks & KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS;
+	vcpu->cpu->monitor_by_msr = vm->disabled_quirks & KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT;
+}
+
+static int disable_quirks(struct vm *vm, u64 quirks)
+{
+	lock_take(&vm->lock);
+	vm->disabled_quirks = quirks;
+	for (unsigned i = 0; i < vm_vcpu_count(vm); i++)
+		capability_apply_quirks(vm, vm_vcpu(vm, i));
+	lock_release(&vm->lock);
+	return 0;
+}
+
+// Nothing of these ever exits: MWAIT and PAUSE are the processor's own. What is left is the check.
+static int disable_exits(struct vm *vm, u64 exits)
+{
+	int result;
+
+	if (exits & ~(u64)DISABLE_EXITS)
+		return -EINVAL;
+	lock_take(&vm->lock);
+	result = vm->vcpu_count ? -EINVAL : 0;
+	lock_release(&vm->lock);
+	return result;
+}
+
 int capability_enable(struct vm *vm, const struct kvm_enable_cap *cap)
 {
 	u64 arg = cap->args[0];
@@ -120,6 +155,14 @@ int capability_enable(struct vm *vm, const struct kvm_enable_cap *cap)
 	case KVM_CAP_EXCEPTION_PAYLOAD:
 		vm->exception_payload = arg;
 		return 0;
+	case KVM_CAP_DISABLE_QUIRKS2:
+		if (arg & ~(u64)QUIRKS)
+			return -EINVAL;
+		// fall through
+	case KVM_CAP_DISABLE_QUIRKS:
+		return disable_quirks(vm, arg);
+	case KVM_CAP_X86_DISABLE_EXITS:
+		return disable_exits(vm, arg);
 	case KVM_CAP_X86_TRIPLE_FAULT_EVENT:
 		vm->triple_fault_event = arg;
 		return 0;

@@ -353,6 +353,7 @@ int msr_list_ioctl(void *client, bool features);
 // ---- capabilities (capabilities.c) ----
 long capability(struct vm *vm, unsigned long number); // vm NULL: of the system
 int capability_enable(struct vm *vm, const struct kvm_enable_cap *cap);
+void capability_apply_quirks(struct vm *vm, struct vcpu *vcpu); // what vm->disabled_quirks means to its processor
 int capability_enable_vcpu(struct vcpu *vcpu, const struct kvm_enable_cap *cap);
 
 #endif

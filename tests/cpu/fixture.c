@@ -126,6 +126,7 @@ void fixture_without(enum cpu_feature feature)
 		[WORD_8_1_EDX] = { 0x80000001, 0, 3 }, [WORD_8_1_ECX] = { 0x80000001, 0, 2 },
 		[WORD_D_1_EAX] = { 0xd, 1, 0 },	  [WORD_8_8_EBX] = { 0x80000008, 0, 1 },
 		[WORD_6_EAX] = { 6, 0, 0 },	  [WORD_7_2_EDX] = { 7, 2, 3 },
+		[WORD_5_ECX] = { 5, 0, 2 },
 	};
 	unsigned word = (feature - 1) / 32, bit = (feature - 1) % 32;
 

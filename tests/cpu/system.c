@@ -357,8 +357,7 @@ static void the_rest(void)
 	cpu_wrmsr(cpu, MSR_TSC_AUX, 77, BY_HOST);
 	RUN(RDTSCP, NOTHING, NOTHING);
 	ok(cpu->gpr[RCX] == 77 && cpu->gpr[RAX] == 1000 && cpu->gpr[RDX] == 0, "RDTSCP");
-	is(row(ZYDIS_MNEMONIC_MWAIT)->mnemonic, 0, "MWAIT has no row: #UD");
-	is(row(ZYDIS_MNEMONIC_VMXON)->mnemonic, 0, "nor has VMXON");
+	is(row(ZYDIS_MNEMONIC_VMXON)->mnemonic, 0, "VMXON has no row: #UD");
 }
 
 int main(void)

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT
+// Quirks that a client switches off, and exits it disables: MONITOR and MWAIT.
+#include "machine.h"
+
+static int enable(int fd, uint32_t number, uint64_t argument)
+{
+	struct kvm_enable_cap cap = { .cap = number, .args = { argument } };
+
+	return error_of(call(fd, KVM_ENABLE_CAP, &cap));
+}
+
+#define MWAIT_UD KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
+#define MWAIT_MSR KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
+
+int main(void)
+{
+	struct machine m;
+	long mask, exits;
+
+	machine_start(&m, NO_VCPU);
+	mask = call(m.vm, KVM_CHECK_EXTENSION, (void *)KVM_CAP_DISABLE_QUIRKS2);
+	ok((mask & MWAIT_UD) && (mask & MWAIT_MSR), "the quirks of MWAIT can be switched off");
+	is(enable(m.vm, KVM_CAP_DISABLE_QUIRKS2, 1ull << 40), EINVAL, "what is no quirk cannot");
+	exits = call(m.vm, KVM_CHECK_EXTENSION, (void *)KVM_CAP_X86_DISABLE_EXITS);
+	ok(exits & KVM_X86_DISABLE_EXITS_MWAIT, "exits that can be disabled: MWAIT");
+	is(enable(m.vm, KVM_CAP_X86_DISABLE_EXITS, exits), 0, "disable them");
+	is(enable(m.vm, KVM_CAP_X86_DISABLE_EXITS, 1 << 20), EINVAL, "an unknown one");
+	machine_end(&m);
+
+	machine_start(&m, 0);
+	is(enable(m.vm, KVM_CAP_X86_DISABLE_EXITS, exits), EINVAL, "too late with a vCPU");
+	memcpy(m.memory + 6 * 4, "\x00\x30\x00\x00", 4); // #UD
+	memcpy(m.memory + 0x3000, "\xe6\x66\xf4", 3);
+	struct kvm_cpuid2 *cpuid = supported_cpuid(m.kvm);
+	is(cpuid_entry(cpuid, 1, 0)->ecx & 8, 0, "MWAIT is not offered");
+	call(m.vcpu, KVM_SET_CPUID2, cpuid);
+	machine_bytes(&m, 0x66, 0x31, 0xc9, 0x0f, 0x01, 0xc8, 0x0f, 0x01, 0xc9, 0xe6, 0x80, 0xf4); // xor ecx,ecx; monitor; mwait; out
+	is(machine_run(&m), KVM_EXIT_IO, "by default");
+	is(m.run->io.port, 0x80, "MONITOR and MWAIT do nothing");
+	machine_run(&m);
+	is(enable(m.vm, KVM_CAP_DISABLE_QUIRKS2, MWAIT_UD), 0, "the quirk off, with a vCPU there");
+	machine_bytes(&m, 0x66, 0x31, 0xc9, 0x0f, 0x01, 0xc8, 0xe6, 0x80, 0xf4);
+	machine_run(&m);
+	is(m.run->io.port, 0x66, "#UD without the CPUID bit");
+	machine_run(&m);
+	is(enable(m.vm, KVM_CAP_DISABLE_QUIRKS2, MWAIT_UD | MWAIT_MSR), 0, "the other one off, too");
+	struct { struct kvm_msrs header; struct kvm_msr_entry entry; } msr = {
+		{ .nmsrs = 1 }, { .index = 0x1a0, .data = 1 << 18 | 0x1800 } };
+	is(call(m.vcpu, KVM_SET_MSRS, &msr), 1, "IA32_MISC_ENABLE.MWAIT");
+	machine_bytes(&m, 0x66, 0x31, 0xc9, 0x0f, 0x01, 0xc8, 0x0f, 0x01, 0xc9, 0xe6, 0x80, 0xf4);
+	machine_run(&m);
+	is(m.run->io.port, 0x80, "brings them");
+	free(cpuid);
+	machine_end(&m);
+	return done_testing();
+}
