@@ -181,16 +181,19 @@ struct cpu_ops {
 	// Port I/O of `count` items of `size` bytes. For IN the callee fills data.
 	enum cpu_ops_result (*pio)(void *opaque, u16 port, void *data, unsigned size, unsigned count,
 				   bool write);
-	// MSRs that belong to the surroundings: APIC base, x2APIC 0x800..0x8ff, TSC deadline,
+	// MSRs that belong to the surroundings: the TSC (writes: it has this value now), APIC base, x2APIC 0x800..0x8ff, TSC deadline,
 	// kvmclock and other KVM MSRs, everything the processor does not know.
 	// CPU_OPS_GP: no such MSR or bad value.
 	enum cpu_ops_result (*rdmsr)(void *opaque, u32 msr, u64 *value, enum who who);
 	enum cpu_ops_result (*wrmsr)(void *opaque, u32 msr, u64 value, enum who who);
+	// RDMSR and WRMSR of the guest, in place of cpu_rdmsr() and cpu_wrmsr(), which it calls for what it
+	// lets pass; the same results. NULL: nobody is in between.
+	int (*guest_msr)(void *opaque, u32 msr, u64 *value, bool write);
 	// Vector of the highest deliverable maskable interrupt, or -1. `acknowledge` takes it.
 	int (*interrupt)(void *opaque, bool acknowledge);
 	u64 (*get_cr8)(void *opaque);
 	void (*set_cr8)(void *opaque, u64 tpr);
-	u64 (*tsc)(void *opaque); // the guest's TSC, before TSC_ADJUST
+	u64 (*tsc)(void *opaque); // the guest's TSC
 	// INIT/SIPI arrived while running: may call cpu_reset(). Returns false to leave cpu_run()
 	// with CPU_EXIT_OPS (waiting for SIPI).
 	bool (*init_sipi)(void *opaque);

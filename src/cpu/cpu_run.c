@@ -744,6 +744,9 @@ static bool serve_requests(struct cpu *cpu)
 		}
 		return true;
 	}
+	// Whoever takes the block away asks for all of them.
+	if (cpu->guest_debug & KVM_GUESTDBG_BLOCKIRQ)
+		return true;
 	// Nothing but SMM itself holds an SMI back.
 	if (cpu->smi_pending && !cpu->smm) {
 		cpu_request(cpu, request & REQ_IRQ);

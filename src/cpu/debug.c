@@ -93,6 +93,11 @@ u32 debug_data_match(const struct cpu *cpu, u64 address, unsigned size, enum deb
 	return bits;
 }
 
+bool debug_general_detect(const struct cpu *cpu)
+{
+	return active_dr7(cpu) & DR7_GD;
+}
+
 void debug_trap(struct cpu *cpu, u32 dr6_bits)
 {
 	if (cpu->event.valid && cpu->event.vector == VECTOR_DB) {

@@ -36,6 +36,8 @@ u32 debug_data_match(const struct cpu *cpu, u64 address, unsigned size, enum deb
 void debug_trap(struct cpu *cpu, u32 dr6_bits);
 // Raises a fault-class #DB (code breakpoint, DR7.GD) at the current instruction.
 void debug_raise(struct cpu *cpu, u32 dr6_bits) __attribute__((noreturn));
+// Do accesses to debug registers raise #DB (DR7.GD, the guest's or the debugger's)?
+bool debug_general_detect(const struct cpu *cpu);
 // Raises a code breakpoint's fault at the current instruction when there is one.
 void debug_check_code(struct cpu *cpu);
 // #DB is being delivered: DR6 and DR7.

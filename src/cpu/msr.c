@@ -55,6 +55,7 @@ enum slot {
 	SLOT_MTRR_FIX_4K = SLOT_MTRR_FIX_16K + 2,
 	SLOT_HWCR = SLOT_MTRR_FIX_4K + 8,
 	SLOT_DE_CFG,
+	SLOT_POWER_CTL,
 	SLOT_MCE_BANK, // CTL, STATUS, ADDR, MISC of each
 	SLOT_COUNT = SLOT_MCE_BANK + 4 * MCE_BANKS,
 };
@@ -95,6 +96,8 @@ _Static_assert(SLOT_COUNT <= sizeof(((struct cpu *)0)->msr_values) / sizeof(u64)
 #define MTRR_CAP_VALUE (MTRR_VARIABLE | 1u << 8 /* fixed */ | 1u << 10 /* WC */)
 #define MCG_CTL_P (1ull << 8)
 #define HWCR_TSC_FREQ_SEL (1ull << 24) // the TSC counts at the nominal frequency
+#define HWCR_STORED (HWCR_TSC_FREQ_SEL | 1ull << 18 /* McStatusWrEn */)
+#define HWCR_IGNORED (1ull << 3 /* TlbCacheDis */ | 1ull << 6 /* FFDis */ | 1ull << 8 /* IgnneEm */)
 #define DE_CFG_LFENCE_SERIALIZE (1ull << 1)
 
 // ---- values ----
@@ -251,26 +254,19 @@ static int from_ops(enum cpu_ops_result result)
 
 static int write_tsc(struct cpu *cpu, u32 index, u64 value, enum who who)
 {
-	if (who == BY_HOST)
-		// The host moves the counter itself.
-		return from_ops(cpu->ops->wrmsr(cpu->opaque, MSR_TSC, value - cpu->tsc_adjust, who));
-	cpu->tsc_adjust += value - cpu_tsc(cpu);
-	return 0;
+	// The guest's write shows in IA32_TSC_ADJUST.
+	if (who == BY_GUEST)
+		cpu->tsc_adjust += value - cpu_tsc(cpu);
+	return from_ops(cpu->ops->wrmsr(cpu->opaque, MSR_TSC, value, who));
 }
 
 static int write_tsc_adjust(struct cpu *cpu, u32 index, u64 value, enum who who)
 {
-	u64 tsc = cpu_tsc(cpu);
+	u64 change = value - cpu->tsc_adjust;
 
-	// The host restores the register beside the counter, which must not move.
-	if (who == BY_HOST && value != cpu->tsc_adjust) {
-		int error = from_ops(cpu->ops->wrmsr(cpu->opaque, MSR_TSC, tsc - value, who));
-
-		if (error)
-			return error;
-	}
 	cpu->tsc_adjust = value;
-	return 0;
+	// The host restores the register beside the counter, which must not move.
+	return who == BY_HOST ? 0 : from_ops(cpu->ops->wrmsr(cpu->opaque, MSR_TSC, cpu_tsc(cpu) + change, who));
 }
 
 static u64 read_fs_base(struct cpu *cpu, u32 index)
@@ -368,6 +364,12 @@ static int write_guest_ssp(struct cpu *cpu, u32 index, u64 value, enum who who)
 	return 0;
 }
 
+static int write_hwcr(struct cpu *cpu, u32 index, u64 value, enum who who)
+{
+	cpu->msr_values[SLOT_HWCR] = value & HWCR_STORED;
+	return 0;
+}
+
 // ---- the table, sorted by number ----
 
 #define F(a) { FEATURE_##a, 0 }
@@ -405,6 +407,7 @@ static const struct msr_row rows[] = {
 	{ MSR_XFD_ERR, 1, LISTED, F(XFD), FIELD(xfd_err), 0, valid_xfd, 0, 0 },
 	{ MSR_DEBUGCTL, 1, 0, { 0 }, FIELD(debugctl), ~3ull, NULL, NULL, write_debugctl },
 	ZERO(MSR_LAST_BRANCH_FROM, 4),
+	{ MSR_POWER_CTL, 1, LISTED, { 0 }, SLOT(POWER_CTL), 0, 0, 0, 0 },
 	{ MSR_MTRR_PHYSBASE0, 2 * MTRR_VARIABLE, 0, F(MTRR), SLOT(MTRR_VARIABLE), 0, valid_mtrr_variable, 0, 0 },
 	{ MSR_MTRR_FIX_64K, 1, 0, F(MTRR), SLOT(MTRR_FIX_64K), 0, valid_mtrr_fixed, 0, 0 },
 	{ 0x258, 2, 0, F(MTRR), SLOT(MTRR_FIX_16K), 0, valid_mtrr_fixed, 0, 0 },
@@ -432,7 +435,7 @@ static const struct msr_row rows[] = {
 	{ MSR_KERNEL_GS_BASE, 1, LISTED, F(LM), FIELD(kernel_gs_base), 0, valid_canonical, 0, 0 },
 	{ MSR_TSC_AUX, 1, LISTED, F2(RDTSCP, RDPID), FIELD(tsc_aux), HIGH32, 0, 0, 0 },
 	ZERO(0xc0010010, 1), // SYSCFG
-	{ 0xc0010015, 1, 0, { 0 }, SLOT(HWCR), ~(HWCR_TSC_FREQ_SEL | 0x1fffull), 0, 0, 0 },
+	{ 0xc0010015, 1, LISTED, { 0 }, SLOT(HWCR), ~(HWCR_STORED | HWCR_IGNORED), 0, 0, write_hwcr },
 	ZERO(0xc001001f, 2), // NB_CFG, PATCH_LOADER
 	ZERO(0xc0010055, 1), // INT_PENDING_MSG
 	ZERO(0xc0010058, 1), // MMIO_CONF_BASE
@@ -607,7 +610,6 @@ void msr_reset(struct cpu *cpu)
 	memset(cpu->msr_values, 0, sizeof(cpu->msr_values));
 	for (unsigned i = 0; i < sizeof(features) / sizeof(features[0]); i++)
 		cpu_feature_msr(features[i], home(cpu, find(features[i]), features[i]));
-	cpu->msr_values[SLOT_HWCR] = HWCR_TSC_FREQ_SEL;
 	cpu->msr_values[SLOT_MCG_CAP] = MCE_BANKS;
 	for (unsigned i = 0; i < MCE_BANKS; i++)
 		cpu->msr_values[SLOT_MCE_BANK + 4 * i] = ALL;

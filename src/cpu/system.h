@@ -21,7 +21,7 @@ int cpu_load_pdptrs(struct cpu *cpu);
 // The guest's time-stamp counter as RDTSC reads it.
 static inline u64 cpu_tsc(struct cpu *cpu)
 {
-	return cpu->ops->tsc(cpu->opaque) + cpu->tsc_adjust;
+	return cpu->ops->tsc(cpu->opaque);
 }
 
 // 0, -EINVAL (#GP), or -EAGAIN (cpu_ops wants an exit to user space).

@@ -89,7 +89,7 @@ static unsigned check_dr(struct cpu *cpu, unsigned n)
 	if (n > 7 || ((n == 4 || n == 5) && (cpu->cr4 & CR4_DE)))
 		cpu_ud(cpu);
 	need_cpl0(cpu);
-	if (cpu->dr7 & DR7_GD)
+	if (debug_general_detect(cpu))
 		debug_raise(cpu, DR6_BD);
 	return n == 4 || n == 5 ? n + 2 : n;
 }
@@ -224,14 +224,22 @@ static void rdmsr(struct cpu *cpu, const struct insn *insn)
 	u64 value;
 
 	need_cpl0(cpu);
-	check_result(cpu, cpu_rdmsr(cpu, cpu->gpr[RCX], &value, BY_GUEST));
+	if (cpu->ops->guest_msr)
+		check_result(cpu, cpu->ops->guest_msr(cpu->opaque, cpu->gpr[RCX], &value, false));
+	else
+		check_result(cpu, cpu_rdmsr(cpu, cpu->gpr[RCX], &value, BY_GUEST));
 	set_edx_eax(cpu, value);
 }
 
 static void wrmsr(struct cpu *cpu, const struct insn *insn)
 {
+	u64 value = edx_eax(cpu);
+
 	need_cpl0(cpu);
-	check_result(cpu, cpu_wrmsr(cpu, cpu->gpr[RCX], edx_eax(cpu), BY_GUEST));
+	if (cpu->ops->guest_msr)
+		check_result(cpu, cpu->ops->guest_msr(cpu->opaque, cpu->gpr[RCX], &value, true));
+	else
+		check_result(cpu, cpu_wrmsr(cpu, cpu->gpr[RCX], value, BY_GUEST));
 }
 
 // There are no counters.

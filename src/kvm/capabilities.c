@@ -17,6 +17,7 @@ static const struct {
 	long value;
 } capabilities[] = {
 	{ KVM_CAP_IRQCHIP, 1 },
+	{ KVM_CAP_MMU_SHADOW_CACHE_CONTROL, 1 },
 	{ KVM_CAP_HLT, 1 },
 	{ KVM_CAP_USER_MEMORY, 1 },
 	{ KVM_CAP_USER_MEMORY2, 1 },
@@ -58,6 +59,8 @@ static const struct {
 	{ KVM_CAP_ENABLE_CAP_VM, 1 },
 	{ KVM_CAP_ASYNC_PF, 0 },
 	{ KVM_CAP_TSC_CONTROL, 1 },
+	{ KVM_CAP_VM_TSC_CONTROL, 1 },
+	{ KVM_CAP_VCPU_ATTRIBUTES, 1 },
 	{ KVM_CAP_GET_TSC_KHZ, 1 },
 	{ KVM_CAP_MAX_VCPUS, MAX_VCPUS },
 	{ KVM_CAP_MAX_VCPU_ID, MAX_VCPU_ID },
@@ -79,7 +82,9 @@ static const struct {
 	{ KVM_CAP_SYNC_REGS, KVM_SYNC_X86_VALID_FIELDS },
 	{ KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET },
 	{ KVM_CAP_EXCEPTION_PAYLOAD, 1 },
-	{ KVM_CAP_X86_USER_SPACE_MSR, MSR_EXITS & KVM_MSR_EXIT_REASON_UNKNOWN },
+	{ KVM_CAP_X86_USER_SPACE_MSR, MSR_EXITS },
+	{ KVM_CAP_X86_MSR_FILTER, 1 },
+	{ KVM_CAP_MSR_PLATFORM_INFO, 1 },
 	{ KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP |
 		KVM_GUESTDBG_USE_SW_BP | KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP | KVM_GUESTDBG_BLOCKIRQ },
 	{ KVM_CAP_SREGS2, 1 },
@@ -167,9 +172,12 @@ int capability_enable(struct vm *vm, const struct kvm_enable_cap *cap)
 		vm->triple_fault_event = arg;
 		return 0;
 	case KVM_CAP_X86_USER_SPACE_MSR:
-		if (arg & ~(u64)KVM_MSR_EXIT_REASON_UNKNOWN)
+		if (arg & ~(u64)MSR_EXITS)
 			return -EINVAL;
 		vm->msr_exits = arg;
+		return 0;
+	case KVM_CAP_MSR_PLATFORM_INFO:
+		vm->platform_info_denied = !arg;
 		return 0;
 	case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
 		if (arg & ~3ull || arg == KVM_DIRTY_LOG_INITIALLY_SET)
@@ -178,6 +186,7 @@ int capability_enable(struct vm *vm, const struct kvm_enable_cap *cap)
 		return 0;
 	case KVM_CAP_MAX_VCPU_ID:
 		lock_take(&vm->lock);
+		// Once, and with room for the boot processor.
 		if (arg > MAX_VCPU_ID || vm->boot_cpu_id > arg || (vm->max_vcpu_id && vm->max_vcpu_id != arg))
 			result = -EINVAL;
 		else

@@ -4,6 +4,7 @@
 // api.rst: KVM_SET_CLOCK, KVM_SET_TSC_KHZ; "KVM-specific MSRs" (msr.rst) for the clock page.
 #include "kvm/kvm.h"
 
+#include <errno.h>
 #include <linux/perf_event.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -128,7 +129,7 @@ u64 clock_ops_tsc(void *opaque)
 u64 clock_tsc_to_time(void *opaque, u64 tsc)
 {
 	struct vcpu *vcpu = opaque;
-	u64 host = rdtsc(), now = tsc_at(vcpu, host) + vcpu->cpu->tsc_adjust;
+	u64 host = rdtsc(), now = tsc_at(vcpu, host);
 	u64 hz = (u64)vcpu->tsc_khz * 1000;
 	u64 ticks = tsc - now;
 
@@ -142,41 +143,92 @@ u64 clock_tsc_to_time(void *opaque, u64 tsc)
 	return ns_of_tsc(host) + (u64)((unsigned __int128)ticks * NS_PER_S / hz);
 }
 
-// A VMM writes the same TSC to one vCPU after another: time passes meanwhile, yet it means the same
-// instant. Values within a second of what the last write makes the TSC now share its offset.
-void clock_set_tsc(struct vcpu *vcpu, u64 value)
+static void set_offset(struct vcpu *vcpu, u64 offset)
 {
-	struct vm *vm = vcpu->vm;
-	u64 host = rdtsc(), expected, distance, second = (u64)vcpu->tsc_khz * 1000;
-
-	lock_take(&vm->lock);
-	expected = vm->tsc_last_value + scaled(vcpu, host - vm->tsc_last_host);
-	distance = value > expected ? value - expected : expected - value;
-	if ((value == 0 || distance < second) && vcpu->tsc_khz == vm->tsc_khz) {
-		vcpu->tsc_offset = vm->tsc_offset;
-	} else {
-		vcpu->tsc_offset = value - vcpu->cpu->tsc_adjust - scaled(vcpu, host);
-		vm->tsc_offset = vcpu->tsc_offset;
-		vm->tsc_last_value = value;
-		vm->tsc_last_host = host;
-	}
-	lock_release(&vm->lock);
+	__atomic_store_n(&vcpu->tsc_offset, offset, __ATOMIC_RELAXED);
 	if (vcpu->lapic)
 		lapic_tsc_changed(vcpu->lapic);
 	clock_request_update(vcpu);
 }
 
-int clock_set_tsc_khz(struct vcpu *vcpu, u32 khz)
+// What the next vCPU is compared with. vm->lock held.
+static void remember(struct vm *vm, const struct vcpu *vcpu, u64 offset, u64 value, u64 host)
+{
+	vm->tsc_last_offset = offset;
+	vm->tsc_last_value = value;
+	vm->tsc_last_host = host;
+	vm->tsc_last_khz = vcpu->tsc_khz;
+}
+
+// A VMM writes the same TSC to one vCPU after another: time passes meanwhile, yet it means the same
+// instant. A value within a second of what the last write makes the TSC now takes that write's
+// offset, as does 0 (a vCPU that is plugged in). The first write by user space restores a machine's
+// state, and says nothing about the vCPUs that were only created.
+static void synchronize_tsc(struct vcpu *vcpu, u64 value, bool user)
+{
+	struct vm *vm = vcpu->vm;
+	u64 host, offset, expected, distance, second = (u64)vcpu->tsc_khz * 1000;
+	bool same;
+
+	lock_take(&vm->lock);
+	host = rdtsc();
+	offset = value - scaled(vcpu, host);
+	expected = vm->tsc_last_value + scaled(vcpu, host - vm->tsc_last_host);
+	distance = value > expected ? value - expected : expected - value;
+	same = value == 0 || (vm->tsc_user_set && distance < second);
+	vm->tsc_user_set |= user;
+	if (same && vcpu->tsc_khz == vm->tsc_last_khz)
+		offset = vm->tsc_last_offset;
+	else
+		remember(vm, vcpu, offset, value, host);
+	lock_release(&vm->lock);
+	set_offset(vcpu, offset);
+}
+
+void clock_set_tsc(struct vcpu *vcpu, u64 value, enum who who)
+{
+	if (who == BY_HOST)
+		synchronize_tsc(vcpu, value, true);
+	else
+		set_offset(vcpu, value - scaled(vcpu, rdtsc()));
+}
+
+void clock_set_tsc_offset(struct vcpu *vcpu, u64 offset)
+{
+	struct vm *vm = vcpu->vm;
+	u64 host;
+
+	lock_take(&vm->lock);
+	host = rdtsc();
+	vm->tsc_user_set = true;
+	remember(vm, vcpu, offset, scaled(vcpu, host) + offset, host);
+	lock_release(&vm->lock);
+	set_offset(vcpu, offset);
+}
+
+bool clock_tsc_khz_valid(u64 khz)
+{
+	return khz < 0x7fffffff;
+}
+
+static void set_khz(struct vcpu *vcpu, u32 khz)
 {
 	u32 host = clock_host_tsc_khz();
 	u64 difference = khz > host ? khz - host : host - khz;
 
-	if (!khz)
-		khz = host;
 	vcpu->tsc_khz = khz;
 	// Within 250 parts per million it is the same clock.
 	vcpu->tsc_ratio = difference * 4000 <= host ? 0 :
 		(u64)(((unsigned __int128)khz << RATIO_BITS) / host);
+}
+
+int clock_set_tsc_khz(struct vcpu *vcpu, u64 khz)
+{
+	if (!clock_tsc_khz_valid(khz))
+		return -EINVAL;
+	set_khz(vcpu, khz ? (u32)khz : clock_host_tsc_khz());
+	if (vcpu->lapic)
+		lapic_tsc_changed(vcpu->lapic);
 	clock_request_update(vcpu);
 	return 0;
 }
@@ -184,16 +236,17 @@ int clock_set_tsc_khz(struct vcpu *vcpu, u32 khz)
 void clock_vm_init(struct vm *vm)
 {
 	vm->tsc_khz = clock_host_tsc_khz();
-	vm->tsc_last_host = rdtsc();
-	vm->tsc_last_value = 0;
-	vm->tsc_offset = -vm->tsc_last_host;
 	vm->clock_offset = -(s64)clock_now();
 }
 
 void clock_vcpu_init(struct vcpu *vcpu)
 {
-	clock_set_tsc_khz(vcpu, vcpu->vm->tsc_khz);
-	vcpu->tsc_offset = vcpu->tsc_ratio ? -scaled(vcpu, vcpu->vm->tsc_last_host) : vcpu->vm->tsc_offset;
+	set_khz(vcpu, vcpu->vm->tsc_khz);
+}
+
+void clock_vcpu_created(struct vcpu *vcpu)
+{
+	synchronize_tsc(vcpu, 0, false);
 }
 
 // ---- kvmclock ----
@@ -258,7 +311,7 @@ void clock_update(struct vcpu *vcpu)
 	// Odd: being written.
 	vcpu->pvclock_version = (vcpu->pvclock_version + 1) | 1;
 	page.version = vcpu->pvclock_version;
-	page.tsc_timestamp = tsc_at(vcpu, host) + vcpu->cpu->tsc_adjust;
+	page.tsc_timestamp = tsc_at(vcpu, host);
 	page.system_time = now;
 	time_scale(hz, &page.tsc_to_system_mul, &page.tsc_shift);
 	page.flags = CLOCK_TSC_STABLE | (vcpu->guest_stopped ? CLOCK_GUEST_STOPPED : 0);

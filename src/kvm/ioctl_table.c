@@ -88,12 +88,25 @@ HANDLER(set_identity_map_addr)
 	return 0;
 }
 
+// There are no shadow pages to limit: the number is kept for who asks.
+HANDLER(set_nr_mmu_pages)
+{
+	if (c->value < 64)
+		return -EINVAL;
+	c->vm->nr_mmu_pages = c->value;
+	return 0;
+}
+
+HANDLER(get_nr_mmu_pages) { return (long)(c->vm->nr_mmu_pages & 0x7fffffff); }
+
 HANDLER(set_boot_cpu_id)
 {
 	long result = 0;
 
 	lock_take(&c->vm->lock);
-	if (c->vm->vcpu_count)
+	if (c->value >= (c->vm->max_vcpu_id ? c->vm->max_vcpu_id : MAX_VCPU_ID))
+		result = -EINVAL;
+	else if (c->vm->vcpu_count)
 		result = -EBUSY;
 	else if (c->value > MAX_VCPU_ID || (c->vm->max_vcpu_id && c->value > c->vm->max_vcpu_id))
 		result = -EINVAL;
@@ -250,6 +263,7 @@ HANDLER(create_vcpu) { return c->value > 0xffffffffu ? -EINVAL : vcpu_create(c->
 HANDLER(get_dirty_log) { return memslot_get_dirty_log(c->vm, c->arg); }
 HANDLER(clear_dirty_log) { return memslot_clear_dirty_log(c->vm, c->arg); }
 HANDLER(enable_cap) { return capability_enable(c->vm, c->arg); }
+HANDLER(set_msr_filter) { return msr_filter_set(c->vm, c->arg); }
 HANDLER(create_device) { return -ENODEV; }
 
 HANDLER(get_clock)
@@ -290,10 +304,18 @@ HANDLER(vm_get_tsc_khz) { return c->vm->tsc_khz; }
 
 HANDLER(vm_set_tsc_khz)
 {
-	if (c->vm->vcpu_count || c->value > 0xffffffffu)
+	u32 khz = (u32)c->value;
+	long result = -EINVAL;
+
+	if (!clock_tsc_khz_valid(khz))
 		return -EINVAL;
-	c->vm->tsc_khz = c->value ? (u32)c->value : clock_host_tsc_khz();
-	return 0;
+	lock_take(&c->vm->lock);
+	if (!c->vm->vcpu_count) {
+		c->vm->tsc_khz = khz ? khz : clock_host_tsc_khz();
+		result = 0;
+	}
+	lock_release(&c->vm->lock);
+	return result;
 }
 
 // ---- vCPU ----
@@ -388,7 +410,7 @@ HANDLER(set_signal_mask)
 
 HANDLER(set_tsc_khz)
 {
-	return c->value > 0xffffffffu ? -EINVAL : clock_set_tsc_khz(c->vcpu, (u32)c->value);
+	return clock_set_tsc_khz(c->vcpu, (u32)c->value);
 }
 
 HANDLER(kvmclock_ctrl)
@@ -398,6 +420,33 @@ HANDLER(kvmclock_ctrl)
 	c->vcpu->guest_stopped = true;
 	clock_request_update(c->vcpu);
 	return 0;
+}
+
+// ---- attributes: KVM_VCPU_TSC_CTRL is the only group ----
+static long tsc_attribute(struct call *c, bool set)
+{
+	const struct kvm_device_attr *attr = c->arg;
+	u64 offset = c->vcpu->tsc_offset;
+	void *client = (void *)attr->addr;
+
+	if (attr->flags || attr->group != KVM_VCPU_TSC_CTRL || attr->attr != KVM_VCPU_TSC_OFFSET)
+		return -ENXIO;
+	if (!set)
+		return copy_to_client(client, &offset, sizeof(offset));
+	if (copy_from_client(&offset, client, sizeof(offset)))
+		return -EFAULT;
+	clock_set_tsc_offset(c->vcpu, offset);
+	return 0;
+}
+
+HANDLER(get_device_attr) { return tsc_attribute(c, false); }
+HANDLER(set_device_attr) { return tsc_attribute(c, true); }
+
+HANDLER(has_device_attr)
+{
+	const struct kvm_device_attr *attr = c->arg;
+
+	return attr->flags || attr->group != KVM_VCPU_TSC_CTRL || attr->attr != KVM_VCPU_TSC_OFFSET ? -ENXIO : 0;
 }
 
 // The guest's task priority is never reported to user space, and needs no help from it.
@@ -420,6 +469,8 @@ static const struct ioctl_row rows[] = {
 	{ KVM_SET_USER_MEMORY_REGION2, FD_VM, 0, set_user_memory_region2 },
 	{ KVM_SET_TSS_ADDR, FD_VM, 0, set_tss_addr },
 	{ KVM_SET_IDENTITY_MAP_ADDR, FD_VM, 0, set_identity_map_addr },
+	{ KVM_SET_NR_MMU_PAGES, FD_VM, 0, set_nr_mmu_pages },
+	{ KVM_GET_NR_MMU_PAGES, FD_VM, 0, get_nr_mmu_pages },
 	{ KVM_SET_BOOT_CPU_ID, FD_VM, 0, set_boot_cpu_id },
 	{ KVM_CREATE_IRQCHIP, FD_VM, 0, create_irqchip },
 	{ KVM_CREATE_PIT, FD_VM, 0, create_pit },
@@ -441,6 +492,7 @@ static const struct ioctl_row rows[] = {
 	{ KVM_GET_DIRTY_LOG, FD_VM, 0, get_dirty_log },
 	{ KVM_CLEAR_DIRTY_LOG, FD_VM, 0, clear_dirty_log },
 	{ KVM_ENABLE_CAP, FD_VM, 0, enable_cap },
+	{ KVM_X86_SET_MSR_FILTER, FD_VM, 0, set_msr_filter },
 	{ KVM_CREATE_DEVICE, FD_VM, 0, create_device },
 	{ KVM_GET_CLOCK, FD_VM, 0, get_clock },
 	{ KVM_SET_CLOCK, FD_VM, 0, set_clock },
@@ -486,6 +538,9 @@ static const struct ioctl_row rows[] = {
 	{ KVM_SET_TSC_KHZ, FD_VCPU, 0, set_tsc_khz },
 	{ KVM_GET_TSC_KHZ, FD_VCPU, 0, get_tsc_khz },
 	{ KVM_KVMCLOCK_CTRL, FD_VCPU, 0, kvmclock_ctrl },
+	{ KVM_GET_DEVICE_ATTR, FD_VCPU, 0, get_device_attr },
+	{ KVM_SET_DEVICE_ATTR, FD_VCPU, 0, set_device_attr },
+	{ KVM_HAS_DEVICE_ATTR, FD_VCPU, 0, has_device_attr },
 	{ KVM_X86_SETUP_MCE, FD_VCPU, 0, setup_mce },
 	{ KVM_TPR_ACCESS_REPORTING, FD_VCPU, LAPIC, accept },
 	{ KVM_SET_VAPIC_ADDR, FD_VCPU, LAPIC, accept },

@@ -127,11 +127,14 @@ u64 clock_now(void); // ns; derived from the TSC, callable anywhere
 u64 clock_kvmclock(struct vm *vm); // ns
 void clock_vm_init(struct vm *vm);
 void clock_vcpu_init(struct vcpu *vcpu);
-u64 clock_guest_tsc(struct vcpu *vcpu); // as RDTSC without TSC_ADJUST
+u64 clock_guest_tsc(struct vcpu *vcpu); // as RDTSC
 u64 clock_ops_tsc(void *opaque);
 u64 clock_tsc_to_time(void *vcpu, u64 tsc);
-void clock_set_tsc(struct vcpu *vcpu, u64 value); // host writes IA32_TSC
-int clock_set_tsc_khz(struct vcpu *vcpu, u32 khz);
+void clock_vcpu_created(struct vcpu *vcpu);
+void clock_set_tsc(struct vcpu *vcpu, u64 value, enum who who); // IA32_TSC was written
+void clock_set_tsc_offset(struct vcpu *vcpu, u64 offset);	  // KVM_VCPU_TSC_OFFSET
+bool clock_tsc_khz_valid(u64 khz);
+int clock_set_tsc_khz(struct vcpu *vcpu, u64 khz); // 0: the host's. -EINVAL
 // The guest's clock page is to be written again before the vCPU goes on.
 void clock_request_update(struct vcpu *vcpu);
 void clock_request_update_all(struct vm *vm);
@@ -150,6 +153,7 @@ struct vm {
 	u32 type;
 	struct lock lock, slots_lock;
 	struct memory_map *maps[ADDRESS_SPACES]; // by enum address_space
+	struct msr_filter *msr_filter; // NULL: none
 	u64 sync_generation; // of vm_synchronize()
 	u64 map_changes;
 	struct io_bus *bus;
@@ -167,18 +171,22 @@ struct vm {
 	struct kvm_coalesced_mmio_ring *ring;
 	struct lock ring_lock; // of who fills it
 	int ring_fd; // our own descriptor of the VM's memfd
-	u64 tss_addr, identity_map_addr;
+	u64 tss_addr, identity_map_addr, nr_mmu_pages;
 
 	enum generation generation;
 
 	// Capabilities switched on
-	u32 max_vcpu_id; // 0: not set yet
+	u32 max_vcpu_id; // ids are smaller; 0: not decided yet
 	u64 x2apic_api, exception_payload, triple_fault_event, msr_exits, manual_dirty_protect;
+	bool platform_info_denied; // KVM_CAP_MSR_PLATFORM_INFO switched off
 	u64 disabled_quirks, exit_on_emulation_failure, hypercall_exits;
 
 	// Clock
-	u64 tsc_offset, tsc_last_value, tsc_last_host;
-	u32 tsc_khz;
+	u32 tsc_khz; // of new vCPUs
+	// The write to a vCPU's TSC which others are compared with: see clock.c.
+	u64 tsc_last_offset, tsc_last_value, tsc_last_host;
+	u32 tsc_last_khz;
+	bool tsc_user_set;
 	s64 clock_offset; // kvmclock = clock_now() + this
 
 	// Timer thread
@@ -247,6 +255,7 @@ struct vcpu {
 		u32 index;
 		u64 value;
 	} msr;
+	bool msr_unknown; // the access that failed was to an MSR that nobody knows
 	struct {
 		bool valid;
 		u64 result;
@@ -304,6 +313,7 @@ enum cpu_ops_result ops_pio(void *opaque, u16 port, void *data, unsigned size, u
 enum cpu_ops_result ops_mmio(void *opaque, u64 gpa, void *data, unsigned length, bool write);
 enum cpu_ops_result ops_rdmsr(void *opaque, u32 msr, u64 *value, enum who who);
 enum cpu_ops_result ops_wrmsr(void *opaque, u32 msr, u64 value, enum who who);
+int ops_guest_msr(void *opaque, u32 index, u64 *value, bool write);
 enum cpu_ops_result ops_hypercall(void *opaque);
 int ops_interrupt(void *opaque, bool acknowledge);
 // Leaves for user space, which makes the access; io_complete() takes its answer.
@@ -349,6 +359,9 @@ int cpuid_set_ioctl(struct vcpu *vcpu, const void *client);
 int cpuid_get_ioctl(struct vcpu *vcpu, void *client);
 long msrs_ioctl(struct vcpu *vcpu, void *client, bool write); // vcpu NULL: feature MSRs
 int msr_list_ioctl(void *client, bool features);
+struct msr_filter;
+int msr_filter_set(struct vm *vm, const struct kvm_msr_filter *args);
+void msr_filter_destroy(struct msr_filter *filter);
 
 // ---- capabilities (capabilities.c) ----
 long capability(struct vm *vm, unsigned long number); // vm NULL: of the system

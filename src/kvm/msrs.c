@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// MSRs that are not the processor's own: APIC, TSC deadline, KVM's paravirtual ones; and the exits
-// to user space for MSRs nobody knows.
-// api.rst: KVM_CAP_X86_USER_SPACE_MSR, KVM_X86_SET_MSR_FILTER; msr.rst: "KVM-specific MSRs".
+// MSRs that are not the processor's own: APIC, TSC deadline, KVM's paravirtual ones.
+// msr.rst: "KVM-specific MSRs".
 #include "cpu/msr.h"
 #include "cpu/system.h"
 #include "kvm/kvm.h"
@@ -104,28 +103,11 @@ static bool pv_msr_write(struct vcpu *vcpu, u32 index, u64 value, enum who who)
 	return false;
 }
 
-// ---- user space MSRs ----
-static enum cpu_ops_result unknown(struct vcpu *vcpu, u32 index, u64 *value, bool write, enum who who)
+// Nobody knows it: user space may want to hear of that (msr_filter.c).
+static enum cpu_ops_result unknown(struct vcpu *vcpu)
 {
-	struct kvm_run *run = vcpu->run;
-
-	if (who == BY_HOST || !(vcpu->vm->msr_exits & KVM_MSR_EXIT_REASON_UNKNOWN))
-		return CPU_OPS_GP;
-	if (vcpu->cpu->replay && vcpu->msr.valid && vcpu->msr.index == index && vcpu->msr.write == write) {
-		vcpu->msr.valid = false;
-		if (vcpu->msr.error)
-			return CPU_OPS_GP;
-		*value = write ? *value : vcpu->msr.value;
-		return CPU_OPS_DONE;
-	}
-	run->exit_reason = write ? KVM_EXIT_X86_WRMSR : KVM_EXIT_X86_RDMSR;
-	run->msr.reason = KVM_MSR_EXIT_REASON_UNKNOWN;
-	run->msr.index = index;
-	run->msr.data = write ? *value : 0;
-	run->msr.error = 0;
-	vcpu->msr.index = index;
-	vcpu->msr.write = write;
-	return io_leave(vcpu, write ? COMPLETE_WRMSR : COMPLETE_RDMSR);
+	vcpu->msr_unknown = true;
+	return CPU_OPS_GP;
 }
 
 enum cpu_ops_result ops_rdmsr(void *opaque, u32 index, u64 *value, enum who who)
@@ -137,7 +119,7 @@ enum cpu_ops_result ops_rdmsr(void *opaque, u32 index, u64 *value, enum who who)
 		*value = lapic_base_get(vcpu);
 		return CPU_OPS_DONE;
 	case MSR_TSC:
-		*value = clock_guest_tsc(vcpu) + vcpu->cpu->tsc_adjust;
+		*value = clock_guest_tsc(vcpu);
 		return CPU_OPS_DONE;
 	case MSR_TSC_DEADLINE:
 		*value = vcpu->lapic ? lapic_tsc_deadline(vcpu->lapic) : 0;
@@ -149,7 +131,7 @@ enum cpu_ops_result ops_rdmsr(void *opaque, u32 index, u64 *value, enum who who)
 		*value = *pv_msr_home(vcpu, index);
 		return CPU_OPS_DONE;
 	}
-	return unknown(vcpu, index, value, false, who);
+	return unknown(vcpu);
 }
 
 enum cpu_ops_result ops_wrmsr(void *opaque, u32 index, u64 value, enum who who)
@@ -159,8 +141,8 @@ enum cpu_ops_result ops_wrmsr(void *opaque, u32 index, u64 value, enum who who)
 	switch (index) {
 	case MSR_APIC_BASE:
 		return lapic_base_set(vcpu, value, who == BY_HOST) ? CPU_OPS_GP : CPU_OPS_DONE;
-	case MSR_TSC: // by the host alone: the guest's write moves IA32_TSC_ADJUST
-		clock_set_tsc(vcpu, value);
+	case MSR_TSC:
+		clock_set_tsc(vcpu, value, who);
 		return CPU_OPS_DONE;
 	case MSR_TSC_DEADLINE:
 		if (vcpu->lapic)
@@ -171,7 +153,7 @@ enum cpu_ops_result ops_wrmsr(void *opaque, u32 index, u64 value, enum who who)
 		return vcpu->lapic && lapic_msr_write(vcpu->lapic, index, value) ? CPU_OPS_DONE : CPU_OPS_GP;
 	if (pv_msr_exists(vcpu, index, who))
 		return pv_msr_write(vcpu, index, value, who) ? CPU_OPS_DONE : CPU_OPS_GP;
-	return unknown(vcpu, index, &value, true, who);
+	return unknown(vcpu);
 }
 
 // ---- lists ----

@@ -84,7 +84,8 @@ int guest_debug_set(struct vcpu *vcpu, const struct kvm_guest_debug *debug)
 		cpu->guest_debug_dr7 = debug->arch.debugreg[7];
 	}
 	cpu_mode_changed(cpu);
-	cpu_request(cpu, REQ_EVENT);
+	// What KVM_GUESTDBG_BLOCKIRQ held back may come now.
+	cpu_request(cpu, REQ_EVENT | REQ_IRQ | REQ_NMI | REQ_SMI | REQ_INIT_SIPI);
 	return 0;
 }
 

@@ -196,6 +196,7 @@ const struct cpu_ops vcpu_ops = {
 	.pio = ops_pio,
 	.rdmsr = ops_rdmsr,
 	.wrmsr = ops_wrmsr,
+	.guest_msr = ops_guest_msr,
 	.interrupt = ops_interrupt,
 	.get_cr8 = ops_get_cr8,
 	.set_cr8 = ops_set_cr8,

@@ -102,6 +102,7 @@ int vcpu_create(struct vm *vm, u32 id)
 	__atomic_store_n(&vm->vcpu_count, vm->vcpu_count + 1, __ATOMIC_SEQ_CST);
 	vm_get(vm);
 	lock_release(&vm->lock);
+	clock_vcpu_created(vcpu);
 	return fd_install(fd, FD_VCPU, vcpu);
 }
 

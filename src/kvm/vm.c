@@ -59,6 +59,7 @@ void vm_put(struct vm *vm)
 	irq_destroy(vm);
 	bus_destroy(vm);
 	memory_map_destroy(vm);
+	msr_filter_destroy(vm->msr_filter);
 	if (vm->code)
 		vm_code_destroy(vm->code);
 	if (vm->ring)
