@@ -116,10 +116,35 @@ void cpu_check_ops(struct cpu *cpu, enum cpu_ops_result result)
 		cpu_abort(cpu, CPU_EXIT_OPS);
 }
 
-// Breakpoints or a debugger: one instruction at a time, looked at before and behind.
-static bool debugging(const struct cpu *cpu)
+static u64 linear_rip(const struct cpu *cpu)
 {
-	return (cpu->dr7 & DR7_ENABLES) || cpu->guest_debug;
+	return cpu_64bit(cpu) ? cpu->rip : (u32)(cpu->seg[SEG_CS].base + cpu->rip);
+}
+
+// Breakpoints or a debugger's step: is the next instruction to run alone, looked at before and behind?
+// Code breakpoints want that in their pages; no jump into those is cached. Translated code asks here
+// whenever it comes to C for where to go on.
+static bool debug_alone(struct cpu *cpu)
+{
+	bool on = debug_enabled(cpu);
+
+	if (on != cpu->jit->debugging)
+		return true;
+	return on && (!debug_same(cpu, &cpu->jit->debug_seen) || debug_wants_each(cpu, linear_rip(cpu)));
+}
+
+// In the loop: takes note of breakpoints that are new. True if the next instruction runs alone.
+static bool debug_begin(struct cpu *cpu)
+{
+	struct jit *jit = cpu->jit;
+	bool on = debug_enabled(cpu);
+
+	if (on && !(jit->debugging && debug_same(cpu, &jit->debug_seen))) {
+		debug_get(cpu, &jit->debug_seen);
+		jit_clear_jumps(cpu);
+	}
+	jit->debugging = on;
+	return on && debug_wants_each(cpu, linear_rip(cpu));
 }
 
 // ---- mode ----
@@ -376,7 +401,7 @@ static u64 go_on(struct cpu *cpu)
 	if (must_leave(cpu))
 		return 0;
 	mode = jit_mode(cpu);
-	if ((mode & (MODE_SINGLE | MODE_SLOWMEM)) || debugging(cpu))
+	if ((mode & (MODE_SINGLE | MODE_SLOWMEM)) || debug_alone(cpu))
 		return 0;
 	if (mode & MODE_WAIT) {
 		u64 entry = go_on_behind_endbr(cpu, mode);
@@ -435,7 +460,7 @@ FROM_TRANSLATED u64 jit_c_call_end(struct cpu *cpu, u64 record)
 	ENTER_C(cpu);
 	call_handler(cpu, &cpu->jit->calls[record]);
 	cpu->rip = cpu->next_rip;
-	if ((cpu->rflags & FLAG_RF) && !(cpu->dr7 & 0xff))
+	if ((cpu->rflags & FLAG_RF) && !debug_enabled(cpu))
 		cpu->rflags &= ~(u64)FLAG_RF;
 	if (cpu->irq_wait && (cpu->rflags & FLAG_IF))
 		cpu_request(cpu, REQ_IRQ);
@@ -602,7 +627,7 @@ FROM_TRANSLATED u64 jit_c_slow_begin(struct cpu *cpu, u64 record, u64 linear)
 	    (r->size & (r->size - 1)) == 0)
 		cpu_raise_error(cpu, VECTOR_AC, 0);
 	u8 *buffer = s->buffer + (linear & 63);
-	if (debugging(cpu) && !(access & ACCESS_SS))
+	if (jit->debugging && !(access & ACCESS_SS))
 		jit->debug_bits |= debug_data_match(cpu, linear, r->size, access & ACCESS_WRITE ? DEBUG_WRITE : DEBUG_READ);
 	if (access & ACCESS_WRITE)
 		mem_probe_write(cpu, linear, r->size, access);
@@ -822,7 +847,7 @@ static void run_blocks(struct cpu *cpu)
 	struct jit *jit = cpu->jit;
 	u32 mode = jit_mode(cpu);
 	bool step = (cpu->rflags & FLAG_TF) || (cpu->guest_debug & KVM_GUESTDBG_SINGLESTEP);
-	bool shadow = cpu->interrupt_shadow || cpu->mov_ss_shadow, debug = debugging(cpu);
+	bool shadow = cpu->interrupt_shadow || cpu->mov_ss_shadow, debug = debug_begin(cpu);
 	bool single = cpu->single_grain || step || shadow || debug || jit->slow_once || cpu->replay ||
 		      (mode & (MODE_SINGLE | MODE_SLOWMEM));
 	struct block *b;

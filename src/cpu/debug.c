@@ -54,6 +54,44 @@ bool debug_wants_data(const struct cpu *cpu)
 	return false;
 }
 
+bool debug_enabled(const struct cpu *cpu)
+{
+	return (active_dr7(cpu) & DR7_ENABLES) || (cpu->guest_debug & KVM_GUESTDBG_SINGLESTEP);
+}
+
+bool debug_same(const struct cpu *cpu, const struct debug_setting *setting)
+{
+	if (setting->dr7 != active_dr7(cpu))
+		return false;
+	for (unsigned n = 0; n < 4; n++)
+		if (setting->address[n] != active_address(cpu, n))
+			return false;
+	return true;
+}
+
+void debug_get(const struct cpu *cpu, struct debug_setting *setting)
+{
+	setting->dr7 = active_dr7(cpu);
+	for (unsigned n = 0; n < 4; n++)
+		setting->address[n] = active_address(cpu, n);
+}
+
+bool debug_wants_each(const struct cpu *cpu, u64 linear)
+{
+	u64 dr7 = active_dr7(cpu), page = linear >> 12;
+
+	if ((cpu->guest_debug & KVM_GUESTDBG_SINGLESTEP) || (cpu->rflags & FLAG_RF) || debug_wants_data(cpu))
+		return true;
+	for (unsigned n = 0; n < 4; n++) {
+		u64 wanted = active_address(cpu, n) >> 12;
+
+		// A block may go on in the next page.
+		if (enabled(dr7, n) && (wanted == page || wanted == page + 1))
+			return true;
+	}
+	return false;
+}
+
 u32 debug_code_match(const struct cpu *cpu, u64 linear)
 {
 	u64 dr7 = active_dr7(cpu);

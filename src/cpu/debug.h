@@ -25,6 +25,18 @@ enum debug_access { DEBUG_EXECUTE = 0, DEBUG_WRITE = 1, DEBUG_IO = 2, DEBUG_READ
 bool debug_wants_code(const struct cpu *cpu);
 bool debug_wants_data(const struct cpu *cpu);
 
+// Is there anything to look for: enabled breakpoints, or a debugger's single step?
+bool debug_enabled(const struct cpu *cpu);
+// While it is: must the instruction at this linear address run alone? Code breakpoints ask for that only
+// where they are, so that the rest of the guest keeps its speed.
+bool debug_wants_each(const struct cpu *cpu, u64 linear);
+// The breakpoints in force, to tell when they change.
+struct debug_setting {
+	u64 dr7, address[4];
+};
+void debug_get(const struct cpu *cpu, struct debug_setting *setting);
+bool debug_same(const struct cpu *cpu, const struct debug_setting *setting);
+
 // DR6 bits B3:0 of the enabled breakpoints that the access meets; 0: none. Code: the linear address
 // of the first byte of an instruction (and EFLAGS.RF is honoured). `access`: DEBUG_READ, DEBUG_WRITE
 // for data, DEBUG_IO for ports (CR4.DE).

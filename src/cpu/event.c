@@ -135,6 +135,9 @@ bool event_deliver_pending(struct cpu *cpu)
 			event->valid = false;
 			return false;
 		}
+		// What is injected as INT3 or INTO goes on behind that instruction, which has one byte.
+		if (event->soft)
+			cpu->next_rip = cpu_64bit(cpu) ? cpu->rip + 1 : (u32)(cpu->rip + 1);
 		event->underway = true;
 		cpu->delivering = event->vector == VECTOR_DF ? 2 : 1;
 		cpu->delivering_vector = event->vector;

@@ -5,6 +5,7 @@
 #ifndef CETKVM_CPU_JIT_H
 #define CETKVM_CPU_JIT_H
 
+#include "cpu/debug.h"
 #include "cpu/insn.h"
 #include "cpu/jit_emit.h"
 
@@ -165,6 +166,9 @@ struct jit {
 		bool active;
 		u8 buffer[192] __attribute__((aligned(64)));
 	} slow[4];
+	// No jump is cached that leads to these breakpoints; debugging: they are in force.
+	struct debug_setting debug_seen;
+	bool debugging;
 	u32 debug_bits; // DR6 bits of data breakpoints that the instruction has met
 	u64 saved_gpr[16];
 	u32 saved_arith;

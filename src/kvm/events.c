@@ -127,6 +127,8 @@ int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
 	if (e->exception.injected || (payload && e->exception.pending)) {
 		cpu->event.valid = true;
 		cpu->event.injected = e->exception.injected;
+		// INT3 and INTO, which a debugger found not to be its own: RIP is still at the instruction.
+		cpu->event.soft = e->exception.nr == VECTOR_BP || e->exception.nr == VECTOR_OF;
 		cpu->event.vector = e->exception.nr;
 		cpu->event.has_error = e->exception.has_error_code;
 		cpu->event.error = e->exception.error_code;

@@ -20,6 +20,10 @@ CODE(syscall_entry, "nop");
 CODE(write_variable, "mov %rax, (%rdi)\n write_variable_after: nop");
 CODE(read_variable, "mov (%rdi), %rax\n read_variable_after: nop");
 CODE(breakpoint, "nop; nop\n breakpoint_at: mov $7, %ebx; nop");
+CODE(breakpoint_far, "mov $40, %ecx\n 1: call breakpoint_far_at; dec %ecx; jnz 1b; jmp 2f\n"
+	" .balign 4096, 0x90\n breakpoint_far_at: inc %rbx; ret\n .balign 4096, 0x90\n 2: nop");
+CODE(breakpoint_turned_on, "mov $40, %ecx\n 1: call breakpoint_far_at; cmp $20, %ecx; jne 2f; mov %rax, %dr7\n"
+	" 2: dec %ecx; jnz 1b");
 CODE(icebp, ".byte 0xf1\n icebp_after: nop");
 CODE(int3, "int3\n int3_after: nop");
 CODE(read_dr, "mov %dr6, %rax; mov %dr7, %rbx");
@@ -40,6 +44,7 @@ LABEL(step_call_to);
 LABEL(write_variable_after);
 LABEL(read_variable_after);
 LABEL(breakpoint_at);
+LABEL(breakpoint_far_at);
 LABEL(icebp_after);
 LABEL(int3_after);
 
@@ -155,6 +160,25 @@ static void test_breakpoints(void)
 	r.rflags &= ~(u64)FL_RF;
 	run(&r);
 	CHECK_VECTOR(DB, "IRET with RF=0 does not");
+	set_dr7(0x400);
+
+	/* Behind jumps that were taken many times before there was a breakpoint. */
+	r = run_default(breakpoint_far);
+	run(&r);
+	CHECK(outcome.vector == DONE && outcome.gpr[RBX] == 40, "a function in another page is called 40 times");
+	set_dr0(ADDR(breakpoint_far_at));
+	set_dr7(0x400 | 3);
+	run(&r);
+	CHECK(outcome.vector == DB && outcome.rip == ADDR(breakpoint_far_at) && outcome.gpr[RCX] == 40,
+		"with a breakpoint there, not once");
+	set_dr7(0x400);
+	run(&r);
+	CHECK(outcome.vector == DONE && outcome.gpr[RBX] == 40, "and again without");
+	r = run_default(breakpoint_turned_on);
+	r.gpr[RAX] = 0x400 | 3;
+	run(&r);
+	CHECK(outcome.vector == DB && outcome.rip == ADDR(breakpoint_far_at) && outcome.gpr[RCX] == 19,
+		"a breakpoint that is enabled between two calls");
 	set_dr7(0x400);
 
 	r = run_default(icebp);
