@@ -350,7 +350,7 @@ static bool may_cache_jump(struct cpu *cpu, const struct block *b, u32 mode)
 
 static bool must_leave(struct cpu *cpu)
 {
-	return cpu->request || cpu->jit->single_running;
+	return __atomic_load_n(&cpu->request, __ATOMIC_RELAXED) || cpu->jit->single_running;
 }
 
 static struct jump_entry *jump_ibt_slot(struct cpu *cpu, unsigned class, u64 rip)
@@ -925,7 +925,7 @@ enum cpu_exit cpu_run(struct cpu *cpu)
 			cpu->replay = false;
 			continue;
 		}
-		if ((cpu->request || (cpu->irq_wait && (cpu->rflags & FLAG_IF))) && !jit->slow_once &&
+		if ((__atomic_load_n(&cpu->request, __ATOMIC_RELAXED) || (cpu->irq_wait && (cpu->rflags & FLAG_IF))) && !jit->slow_once &&
 		    !cpu->replay) {
 			cpu->delivering = 0;
 			if (!serve_requests(cpu))

@@ -31,7 +31,7 @@ void ioapic_update_vectors(struct irqchip *chip)
 		uint8_t vector = ENTRY_VECTOR(entry);
 
 		if ((entry & ENTRY_LEVEL) || (chip->ioapic.notify >> i & 1) ||
-		    (chip->pit.reinject && !(entry & ENTRY_MASKED)))
+		    (__atomic_load_n(&chip->pit.reinject, __ATOMIC_RELAXED) && !(entry & ENTRY_MASKED)))
 			vectors[vector / 64] |= 1ull << vector % 64;
 	}
 	for (unsigned i = 0; i < 4; i++)

@@ -130,12 +130,12 @@ void lapic_reset(struct lapic *lapic, bool init);
 
 static inline bool lapic_enabled(const struct lapic *lapic)
 {
-	return lapic->base & APIC_BASE_ENABLE;
+	return __atomic_load_n(&lapic->base, __ATOMIC_RELAXED) & APIC_BASE_ENABLE;
 }
 
 static inline bool lapic_x2apic(const struct lapic *lapic)
 {
-	return (lapic->base & (APIC_BASE_ENABLE | APIC_BASE_X2APIC)) ==
+	return (__atomic_load_n(&lapic->base, __ATOMIC_RELAXED) & (APIC_BASE_ENABLE | APIC_BASE_X2APIC)) ==
 	       (APIC_BASE_ENABLE | APIC_BASE_X2APIC);
 }
 

@@ -181,7 +181,7 @@ bool lapic_accepts_pic(const struct lapic *lapic)
 
 	// Disabled, LINT0 is the processor's INTR pin.
 	if (!lapic_enabled(lapic))
-		return lapic->base & APIC_BASE_BSP;
+		return __atomic_load_n(&lapic->base, __ATOMIC_RELAXED) & APIC_BASE_BSP;
 	return !(lint0 & LVT_MASKED) && LVT_MODE(lint0) == DELIVER_EXTINT;
 }
 
@@ -441,7 +441,7 @@ bool lapic_set_base(struct lapic *lapic, uint64_t value, bool host)
 		if (old == modes && new == APIC_BASE_ENABLE)
 			return false;
 	}
-	lapic->base = value;
+	__atomic_store_n(&lapic->base, value, __ATOMIC_RELAXED);
 	if (old == new)
 		return true;
 	if (!(new & APIC_BASE_ENABLE)) {
@@ -462,7 +462,7 @@ void lapic_reset(struct lapic *lapic, bool init)
 	if (!init) {
 		uint64_t bsp = lapic->base & APIC_BASE_BSP;
 
-		lapic->base = APIC_DEFAULT_BASE | APIC_BASE_ENABLE | bsp;
+		__atomic_store_n(&lapic->base, APIC_DEFAULT_BASE | APIC_BASE_ENABLE | bsp, __ATOMIC_RELAXED);
 	}
 	memset(lapic->regs, 0, sizeof(lapic->regs));
 	set_ids(lapic);

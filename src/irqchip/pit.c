@@ -72,7 +72,7 @@ static void restart_timer(struct irqchip *chip)
 	uint64_t ns = ticks_to_ns(c->count);
 
 	pit->pending = 0;
-	pit->in_service = false;
+	__atomic_store_n(&pit->in_service, false, __ATOMIC_RELAXED);
 	pit->period = 0;
 	pit->next = 0;
 	if (pit->hpet_legacy)
@@ -105,8 +105,10 @@ void pit_timer(struct irqchip *chip, uint64_t at)
 		} else {
 			pit->next = 0;
 		}
-		fire = !pit->reinject;
-		if (pit->reinject)
+		bool reinject = __atomic_load_n(&pit->reinject, __ATOMIC_RELAXED);
+
+		fire = !reinject;
+		if (reinject)
 			pit->pending += periods > 100 ? 100 : periods;
 	}
 	// Owed more than this, the guest has stopped to listen, or its EOI never came.
@@ -264,7 +266,7 @@ static void set_gate2(struct irqchip *chip, bool gate)
 
 bool pit_owns_port(const struct irqchip *chip, uint16_t port)
 {
-	return chip->pit.present && ((port & ~3) == 0x40 || (port == 0x61 && chip->pit.speaker_port));
+	return __atomic_load_n(&chip->pit.present, __ATOMIC_ACQUIRE) && ((port & ~3) == 0x40 || (port == 0x61 && chip->pit.speaker_port));
 }
 
 uint8_t pit_port_read(struct irqchip *chip, uint16_t port)
@@ -302,7 +304,7 @@ void pit_set_reinject(struct irqchip *chip, bool reinject)
 {
 	lock_take(&chip->lock);
 	if (chip->pit.reinject != reinject) {
-		chip->pit.reinject = reinject;
+		__atomic_store_n(&chip->pit.reinject, reinject, __ATOMIC_RELAXED);
 		chip->pit.pending = 0;
 		chip->pit.in_service = false;
 		ioapic_update_vectors(chip);
@@ -324,7 +326,7 @@ void pit_create(struct irqchip *chip, bool speaker_port)
 		pit->channel[i].rw_mode = RW_WORD;
 		pit->channel[i].loaded_at = now(chip);
 	}
-	pit->present = true;
+	__atomic_store_n(&pit->present, true, __ATOMIC_RELEASE);
 	ioapic_update_vectors(chip);
 	lock_release(&chip->lock);
 }

@@ -82,7 +82,7 @@ HANDLER(set_tss_addr)
 
 HANDLER(set_identity_map_addr)
 {
-	if (c->vm->vcpu_count)
+	if (vm_vcpu_count(c->vm))
 		return -EINVAL;
 	memcpy(&c->vm->identity_map_addr, c->arg, 8);
 	return 0;
@@ -127,7 +127,7 @@ HANDLER(create_pit2)
 	if (!chip || !chip->pic_and_ioapic)
 		return -ENOENT;
 	lock_take(&c->vm->lock);
-	if (!chip->pit.present) {
+	if (!__atomic_load_n(&chip->pit.present, __ATOMIC_ACQUIRE)) {
 		pit_create(chip, config->flags & KVM_PIT_SPEAKER_DUMMY);
 		result = 0;
 	}
@@ -190,7 +190,7 @@ HANDLER(set_irqchip)
 
 static bool has_pit(const struct vm *vm)
 {
-	return vm->chip && vm->chip->pit.present;
+	return vm->chip && __atomic_load_n(&vm->chip->pit.present, __ATOMIC_ACQUIRE);
 }
 
 HANDLER(get_pit2)

@@ -238,7 +238,7 @@ static void chip_acked(void *opaque, unsigned chip, unsigned pin)
 {
 	struct vm *vm = opaque;
 
-	if (vm->chip->pit.present && irq_pin_of_gsi(vm, 0, chip) == (int)pin)
+	if (__atomic_load_n(&vm->chip->pit.present, __ATOMIC_ACQUIRE) && irq_pin_of_gsi(vm, 0, chip) == (int)pin)
 		pit_acked(vm->chip);
 	irqfd_acked(vm, chip, pin);
 }
@@ -289,7 +289,7 @@ int irq_create_chip(struct vm *vm, bool split, unsigned pins)
 	if (vm->chip)
 		goto out;
 	result = split ? -EEXIST : -EINVAL;
-	if (vm->vcpu_count)
+	if (vm_vcpu_count(vm))
 		goto out;
 	result = -ENOMEM;
 	chip = irqchip_create(&irq_chip_ops, vm, MAX_VCPUS, !split);

@@ -51,7 +51,7 @@ static struct vcpu *make(struct vm *vm, u32 id, int fd)
 	vcpu->queued_interrupt = -1;
 	vcpu->apic_base = APIC_DEFAULT_BASE | APIC_BASE_ENABLE | (id == vm->boot_cpu_id ? APIC_BASE_BSP : 0);
 	vcpu->poll_control = 1;
-	vcpu->synchronized = vm->sync_generation;
+	vcpu->synchronized = __atomic_load_n(&vm->sync_generation, __ATOMIC_SEQ_CST);
 	vcpu->file = fd_move_high(dup(fd));
 	vcpu->run = mmap(NULL, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (vcpu->run == MAP_FAILED)

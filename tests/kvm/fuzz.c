@@ -35,7 +35,7 @@ static const struct {
 };
 enum { IOCTLS = sizeof(ioctls) / sizeof(*ioctls), THREADS = 3 };
 
-static volatile bool stop;
+static bool stop;
 static struct machine m;
 static uint8_t *pool; // memory that slots may be made of, and nobody else uses
 
@@ -72,7 +72,7 @@ static void *fuzz(void *opaque)
 	int event = eventfd(0, EFD_NONBLOCK);
 
 	memset(buffer, 0, 16384);
-	while (!stop) {
+	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
 		unsigned n = next(&r) % IOCTLS, words = ioctls[n].size / 8 + 1;
 		int fds[] = { m.kvm, m.vm, m.vcpu, m.vm, m.vcpu }, fd = fds[next(&r) % 5];
 		int result;
@@ -114,12 +114,12 @@ static void *runner(void *opaque)
 {
 	struct random r = { (uintptr_t)opaque };
 
-	while (!stop) {
+	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
 		machine_run(&m);
 		for (unsigned i = 0; i < 8; i++)
 			((uint8_t *)m.run)[4096 + i] = next(&r);
 		memcpy(m.run->mmio.data, (uint8_t *)m.run + 4096, 8);
-		m.run->immediate_exit = next(&r) % 8 == 0;
+		__atomic_store_n(&m.run->immediate_exit, next(&r) % 8 == 0, __ATOMIC_RELAXED);
 		m.run->request_interrupt_window = next(&r) % 8 == 0;
 		if (next(&r) % 16 == 0)
 			m.run->kvm_dirty_regs = next(&r) % 16;
@@ -147,7 +147,7 @@ int main(int argc, char **argv)
 		pthread_t threads[THREADS + 1];
 		double round = seconds() + 0.5;
 
-		stop = false;
+		__atomic_store_n(&stop, false, __ATOMIC_RELAXED);
 		machine_start(&m, rounds % 2 ? IRQCHIP : 0);
 		machine_bytes(&m, 0xb8, 0x00, 0xd0, 0x8e, 0xd8, 0xfb, 0xa1, 0, 0, 0xe4, 0x60, 0xe6, 0x20, 0x40, 0xf4, 0xeb, 0xf5);
 		memcpy(pool, m.memory, 0x10000);
@@ -156,9 +156,9 @@ int main(int argc, char **argv)
 		pthread_create(&threads[THREADS], NULL, runner, (void *)(uintptr_t)(seed + rounds + 1));
 		while (seconds() < round)
 			usleep(20000);
-		stop = true;
+		__atomic_store_n(&stop, true, __ATOMIC_RELAXED);
 		for (unsigned i = 0; i < 1000; i++) {
-			m.run->immediate_exit = 1;
+			__atomic_store_n(&m.run->immediate_exit, 1, __ATOMIC_RELAXED);
 			cetkvm_kick(m.vcpu);
 			usleep(100);
 		}
