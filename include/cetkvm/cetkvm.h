@@ -30,6 +30,17 @@ int cetkvm_kick(int vcpu_fd);
 /* NULL when this host can run guests, else one line that says what it lacks. */
 const char *cetkvm_host_problem(void);
 
+/* For signal handlers, first thing: `info` and `context` are the handler's arguments (SA_SIGINFO). If
+ * the handler runs in the middle of one of these calls, this returns 1 and the handler must return at
+ * once: the signal will come again when the call is over, as the kernel would have delivered it, and
+ * KVM_RUN ends with EINTR. Returns 0 in all other places. Not for exceptions (SIGSEGV with si_code > 0
+ * and the like). Handlers that call this may make any KVM call. */
+int cetkvm_signal(int signal, void *info, void *context);
+
+/* A word of the calling thread. While it is not 0, KVM_RUN on this thread returns EINTR; to end one in
+ * progress, any thread sets the word and then calls cetkvm_kick(). */
+volatile unsigned *cetkvm_stop_word(void);
+
 /* Options for virtual machines created from now on. ENOENT: no such option; EINVAL: bad value.
  *   trace-cp   on, off          one line on standard error for every #CP a guest takes
  *   symbols    FILE             System.map or ELF file with the guest's symbols for it

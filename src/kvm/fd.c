@@ -30,11 +30,14 @@ static struct file **chunks[CHUNKS];
 static struct file *free_files;
 static struct lock table_lock;
 static unsigned process_generation;
+static volatile u32 *same_process; // a page that is 0 again in a child
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 // A child has no vCPU threads and no timers: machines of its parent are dead to it.
 static void after_fork_in_child(void)
 {
+	if (same_process)
+		*same_process = 1;
 	process_generation++;
 	irqfd_after_fork_in_child();
 	table_lock.state = 0;
@@ -42,11 +45,20 @@ static void after_fork_in_child(void)
 
 static void start(void)
 {
+	void *page = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	// The page tells of children that were not made by fork() too.
+	if (page != MAP_FAILED && !madvise(page, PAGE_SIZE, MADV_WIPEONFORK)) {
+		same_process = page;
+		*same_process = 1;
+	}
 	pthread_atfork(NULL, NULL, after_fork_in_child);
 }
 
 unsigned fd_process_generation(void)
 {
+	if (same_process && !*same_process)
+		after_fork_in_child();
 	return process_generation;
 }
 
@@ -121,6 +133,7 @@ static int publish(int fd, struct file *file)
 
 	if (fd < 0 || fd >= CHUNK * CHUNKS)
 		return -ENOMEM;
+	fd_process_generation();
 	lock_take(&table_lock);
 	chunk = chunks[fd / CHUNK];
 	if (!chunk) {
@@ -145,6 +158,7 @@ int fd_install(int fd, enum fd_kind kind, void *object)
 	int result;
 
 	pthread_once(&once, start);
+	fd_process_generation();
 	lock_take(&table_lock);
 	file = free_files;
 	if (file)
@@ -203,15 +217,19 @@ static struct file *take_away(int fd)
 
 __attribute__((visibility("default"))) int cetkvm_close(int fd)
 {
-	struct file *file = take_away(fd);
+	struct file *file;
 
-	if (!file) {
-		errno = EBADF;
-		return -1;
+	signals_enter();
+	file = take_away(fd);
+	if (file) {
+		close(fd);
+		file_put(file);
 	}
-	close(fd);
-	file_put(file);
-	return 0;
+	signals_leave();
+	if (file)
+		return 0;
+	errno = EBADF;
+	return -1;
 }
 
 __attribute__((visibility("default"))) int cetkvm_known(int fd)
@@ -223,23 +241,30 @@ __attribute__((visibility("default"))) int cetkvm_known(int fd)
 
 __attribute__((visibility("default"))) int cetkvm_alias(int fd, int copy)
 {
-	struct file *file = file_get(fd);
+	struct file *file;
+	int result;
 
-	if (!file || publish(copy, file) < 0) { // the table keeps the reference
-		errno = file ? ENOMEM : EBADF;
-		if (file)
-			file_put(file);
-		return -1;
-	}
-	return 0;
+	signals_enter();
+	file = file_get(fd);
+	result = file ? publish(copy, file) : -EBADF; // the table keeps the reference
+	if (file && result < 0)
+		file_put(file);
+	signals_leave();
+	if (result >= 0)
+		return 0;
+	errno = -result;
+	return -1;
 }
 
 __attribute__((visibility("default"))) void cetkvm_forget(int fd)
 {
-	struct file *file = take_away(fd);
+	struct file *file;
 
+	signals_enter();
+	file = take_away(fd);
 	if (file)
 		file_put(file);
+	signals_leave();
 }
 
 // The kernel copies, so that a bad pointer is an error and not a signal.

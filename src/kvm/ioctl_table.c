@@ -610,29 +610,36 @@ static long dispatch(const struct file *file, u32 number, unsigned long value)
 		return kind == FD_VM ? -ENOTTY : -EINVAL;
 	if (!c.vcpu)
 		return copy_and_handle(row, &c);
+	if (number == KVM_RUN)
+		signals_enter_run(c.vcpu);
 	lock_take(&c.vcpu->mutex);
 	result = copy_and_handle(row, &c);
 	lock_release(&c.vcpu->mutex);
+	if (number == KVM_RUN)
+		signals_leave_run();
 	return result;
 }
 
 __attribute__((visibility("default"))) int cetkvm_ioctl(int fd, unsigned long request, ...)
 {
-	struct file *file = file_get(fd);
+	struct file *file;
 	unsigned long value;
 	va_list args;
 	long result;
 
+	signals_enter();
+	file = file_get(fd);
 	va_start(args, request);
 	value = va_arg(args, unsigned long);
 	va_end(args);
 	if (!file) {
 		// Not ours: what the kernel says of a file that has no ioctls, or of no file at all.
-		errno = fcntl(fd, F_GETFD) < 0 ? EBADF : ENOTTY;
-		return -1;
+		result = fcntl(fd, F_GETFD) < 0 ? -EBADF : -ENOTTY;
+	} else {
+		result = dispatch(file, (u32)request, value);
+		file_put(file);
 	}
-	result = dispatch(file, (u32)request, value);
-	file_put(file);
+	signals_leave();
 	if (result < 0) {
 		errno = (int)-result;
 		return -1;
@@ -653,10 +660,12 @@ __attribute__((visibility("default"))) int cetkvm_open(void)
 		errno = ENODEV;
 		return -1;
 	}
+	signals_enter();
 	clock_calibrate();
 	fd = memory_file("kvm", 0);
 	if (fd >= 0)
 		fd = fd_install(fd, FD_SYSTEM, NULL);
+	signals_leave();
 	if (fd >= 0)
 		return fd;
 	errno = -fd;

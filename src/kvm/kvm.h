@@ -170,7 +170,6 @@ struct vm {
 	struct vm_code *code;
 	struct kvm_coalesced_mmio_ring *ring;
 	struct lock ring_lock; // of who fills it
-	int ring_fd; // our own descriptor of the VM's memfd
 	u64 tss_addr, identity_map_addr, nr_mmu_pages;
 
 	enum generation generation;
@@ -220,7 +219,6 @@ struct vcpu {
 	struct lapic *lapic; // NULL: in user space
 	struct kvm_run *run; // pages 0 and 1 of the vCPU's mapping
 	u8 *pio_page;
-	int file; // our own descriptor of its memfd
 	bool has_run;
 	bool client_had_control; // since KVM_RUN last ran: its memory may be other code now
 
@@ -321,6 +319,16 @@ enum cpu_ops_result io_leave(struct vcpu *vcpu, enum completion completion);
 // Takes over what user space answered to the last exit (io.c); cpu->replay is set if the instruction
 // is still the same.
 void io_complete(struct vcpu *vcpu);
+
+// ---- signals of the client (signals.c) ----
+// Around every call of the API: signals that call cetkvm_signal() wait for the end of it.
+void signals_enter(void);
+void signals_leave(void);
+void signals_enter_run(struct vcpu *vcpu); // around KVM_RUN: they end it
+void signals_leave_run(void);
+bool signals_pending(void);
+bool signals_swap_mask(u64 mask, u64 *old);
+void signals_restore_mask(u64 old);
 
 // ---- registers (regs.c, sregs.c, fpu_ioctls.c, events.c) ----
 void regs_get(struct vcpu *vcpu, struct kvm_regs *regs);

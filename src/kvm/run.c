@@ -5,7 +5,6 @@
 #include "kvm/kvm.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 
 #define LONG_SLEEP 1000000000ull // wakes now and then to look around; also what makes EINTR certain
@@ -459,18 +458,19 @@ static long run_uninitialized(struct vcpu *vcpu)
 
 long vcpu_run(struct vcpu *vcpu)
 {
-	sigset_t mask = { 0 }, old;
 	long result = load_run(vcpu);
+	bool masked = false;
+	u64 old_mask = 0;
 
 	if (result)
 		return result;
 	timer_start(vcpu->vm);
 	__atomic_store_n(&vcpu->kicked, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&vcpu->in_run, 1, __ATOMIC_SEQ_CST);
-	if (vcpu->signal_mask_set) {
-		memcpy(&mask, &vcpu->signal_mask_value, sizeof(vcpu->signal_mask_value));
-		pthread_sigmask(SIG_SETMASK, &mask, &old);
-	}
+	if (vcpu->signal_mask_set)
+		masked = signals_swap_mask(vcpu->signal_mask_value, &old_mask);
+	if (signals_pending()) // since before `kicked` was cleared
+		vcpu_kick(vcpu);
 	vcpu->has_run = true;
 	vcpu->immediate_exit = __atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST);
 	cpu_client_ran(vcpu->cpu, vcpu->completion != COMPLETE_NONE && !vcpu->client_had_control);
@@ -484,8 +484,8 @@ long vcpu_run(struct vcpu *vcpu)
 	if (result || vcpu->completion == COMPLETE_NONE)
 		vcpu->client_had_control = true; // for anything, not just to complete an access
 	store_run(vcpu);
-	if (vcpu->signal_mask_set)
-		pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (masked)
+		signals_restore_mask(old_mask);
 	__atomic_store_n(&vcpu->in_run, 0, __ATOMIC_SEQ_CST);
 	return result;
 }

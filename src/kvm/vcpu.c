@@ -20,8 +20,6 @@ void vcpu_destroy(struct vcpu *vcpu)
 		lapic_destroy(vcpu->lapic);
 	if (vcpu->run)
 		munmap(vcpu->run, 2 * PAGE_SIZE);
-	if (vcpu->file >= 0)
-		close(vcpu->file);
 	fpstate_free(vcpu->fpu);
 	free(vcpu->cpuid);
 	free(vcpu);
@@ -52,13 +50,12 @@ static struct vcpu *make(struct vm *vm, u32 id, int fd)
 	vcpu->apic_base = APIC_DEFAULT_BASE | APIC_BASE_ENABLE | (id == vm->boot_cpu_id ? APIC_BASE_BSP : 0);
 	vcpu->poll_control = 1;
 	vcpu->synchronized = __atomic_load_n(&vm->sync_generation, __ATOMIC_SEQ_CST);
-	vcpu->file = fd_move_high(dup(fd));
 	vcpu->run = mmap(NULL, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (vcpu->run == MAP_FAILED)
 		vcpu->run = NULL;
 	vcpu->pio_page = (u8 *)vcpu->run + PAGE_SIZE;
 	vcpu->cpu = cpu_create(&vcpu_ops, vcpu, vm->code);
-	if (!vcpu->cpu || !vcpu->run || vcpu->file < 0 || !guest_fpu_create(vcpu)) {
+	if (!vcpu->cpu || !vcpu->run || !guest_fpu_create(vcpu)) {
 		vcpu_destroy(vcpu);
 		return NULL;
 	}
@@ -106,8 +103,9 @@ int vcpu_create(struct vm *vm, u32 id)
 	return fd_install(fd, FD_VCPU, vcpu);
 }
 
-// Page 2 of every vCPU's mapping is the machine's, so it comes from another file.
-static void *map_vcpu(struct vcpu *vcpu, void *address, size_t length, int protection, int flags, off_t offset)
+// Page 2 of every vCPU's mapping is the machine's: it is mapped once more over that of the vCPU's file.
+static void *map_vcpu(struct vcpu *vcpu, void *address, size_t length, int protection, int flags, int fd,
+		      off_t offset)
 {
 	u8 *area;
 	size_t ring_at = 2 * PAGE_SIZE - (size_t)offset;
@@ -116,12 +114,12 @@ static void *map_vcpu(struct vcpu *vcpu, void *address, size_t length, int prote
 		errno = EINVAL;
 		return MAP_FAILED;
 	}
-	if (offset == 2 * PAGE_SIZE)
-		return mmap(address, length, protection, flags, vcpu->vm->ring_fd, 0);
-	area = mmap(address, length, protection, flags, vcpu->file, offset);
-	if (area != MAP_FAILED && length > ring_at &&
-	    mmap(area + ring_at, PAGE_SIZE, protection, (flags & ~(MAP_FIXED_NOREPLACE | MAP_POPULATE)) | MAP_FIXED,
-		 vcpu->vm->ring_fd, 0) == MAP_FAILED) {
+	area = mmap(address, length, protection, flags, fd, offset);
+	if (area == MAP_FAILED || length <= ring_at)
+		return area;
+	// The length 0 means: one mapping more of the same.
+	if (mremap(vcpu->vm->ring, 0, PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, area + ring_at) == MAP_FAILED ||
+	    mprotect(area + ring_at, PAGE_SIZE, protection) < 0) {
 		munmap(area, length);
 		return MAP_FAILED;
 	}
@@ -131,17 +129,23 @@ static void *map_vcpu(struct vcpu *vcpu, void *address, size_t length, int prote
 __attribute__((visibility("default")))
 void *cetkvm_mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
 {
-	struct file *file = file_get(fd);
 	void *area = MAP_FAILED;
+	struct file *file;
+	int error;
 
+	signals_enter();
+	file = file_get(fd);
 	if (!file)
 		errno = EBADF;
 	else if (file_kind(file) != FD_VCPU)
 		errno = ENODEV;
 	else
-		area = map_vcpu(file_object(file), address, length, protection, flags, offset);
+		area = map_vcpu(file_object(file), address, length, protection, flags, fd, offset);
+	error = errno;
 	if (file)
 		file_put(file);
+	signals_leave();
+	errno = error;
 	return area;
 }
 

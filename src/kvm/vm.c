@@ -22,7 +22,6 @@ int vm_create(u32 type)
 	vm->process_generation = fd_process_generation();
 	vm->generation = option_generation;
 	vm->identity_map_addr = 0xfffbc000;
-	vm->ring_fd = -1;
 	clock_vm_init(vm);
 	vm->code = vm_code_create();
 	fd = memory_file("kvm-vm", PAGE_SIZE);
@@ -31,8 +30,7 @@ int vm_create(u32 type)
 		return fd < 0 ? fd : (close(fd), -ENOMEM);
 	}
 	vm->ring = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	vm->ring_fd = fd_move_high(dup(fd));
-	if (vm->ring == MAP_FAILED || vm->ring_fd < 0) {
+	if (vm->ring == MAP_FAILED) {
 		vm->ring = NULL;
 		close(fd);
 		vm_put(vm);
@@ -50,9 +48,11 @@ void vm_put(struct vm *vm)
 {
 	if (__atomic_sub_fetch(&vm->references, 1, __ATOMIC_ACQ_REL))
 		return;
-	// A child after fork has the memory of its parent's machines, but none of their threads.
-	if (vm->process_generation == fd_process_generation())
-		timer_stop(vm);
+	// A child after fork has a copy of its parent's machines, in whatever state they were, but none of
+	// their threads: there is nothing to be ended.
+	if (vm->process_generation != fd_process_generation())
+		return;
+	timer_stop(vm);
 	irqfd_release(vm);
 	for (unsigned i = 0; i < vm->vcpu_count; i++)
 		vcpu_destroy(vm->vcpus[i]);
@@ -64,7 +64,5 @@ void vm_put(struct vm *vm)
 		vm_code_destroy(vm->code);
 	if (vm->ring)
 		munmap(vm->ring, PAGE_SIZE);
-	if (vm->ring_fd >= 0)
-		close(vm->ring_fd);
 	free(vm);
 }

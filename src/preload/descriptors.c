@@ -5,7 +5,10 @@
 #include "cetkvm/cetkvm.h"
 
 #include <errno.h>
+#include <linux/kvm.h>
 #include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -13,6 +16,61 @@
 bool ours(int fd)
 {
 	return !thread.inside && cetkvm_known(fd);
+}
+
+static void enter(int run_fd)
+{
+	cancel_enter(run_fd);
+	thread.inside++;
+}
+
+static void leave(void)
+{
+	thread.inside--;
+	cancel_leave();
+}
+
+// Descriptors of KVM that came to this process from another one, by exec or through a socket: the
+// device can be used, a machine cannot.
+static bool adopt(int fd)
+{
+	char path[32], target[32] = "";
+	int new;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	if (readlink(path, target, sizeof(target) - 1) < 0)
+		return false;
+	if (!strncmp(target, "/memfd:kvm-", 11)) {
+		errno = EIO;
+		return false;
+	}
+	if (strncmp(target, "/memfd:kvm ", 11))
+		return false;
+	signals_start();
+	enter(-1);
+	new = cetkvm_open();
+	if (new >= 0) {
+		cetkvm_alias(new, fd);
+		cetkvm_close(new);
+	}
+	leave();
+	return new >= 0;
+}
+
+static int ioctl_ours(int fd, unsigned long request, void *argument)
+{
+	int result;
+
+	enter((uint32_t)request == KVM_RUN ? fd : -1);
+	result = cetkvm_ioctl(fd, request, argument);
+	leave();
+	if (!result && (uint32_t)request == KVM_SET_SIGNAL_MASK && argument) {
+		unsigned long mask;
+
+		memcpy(&mask, ((struct kvm_signal_mask *)argument)->sigset, sizeof(mask));
+		signals_run_mask(mask);
+	}
+	return result;
 }
 
 EXPORT int ioctl(int fd, unsigned long request, ...)
@@ -24,11 +82,11 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 	va_start(args, request);
 	argument = va_arg(args, void *);
 	va_end(args);
-	if (!ours(fd))
-		return REAL(ioctl)(fd, request, argument);
-	thread.inside++;
-	result = cetkvm_ioctl(fd, request, argument);
-	thread.inside--;
+	if (ours(fd))
+		return ioctl_ours(fd, request, argument);
+	result = REAL(ioctl)(fd, request, argument);
+	if (result < 0 && errno == ENOTTY && !thread.inside && _IOC_TYPE(request) == KVMIO && adopt(fd))
+		return ioctl_ours(fd, request, argument);
 	return result;
 }
 
@@ -36,9 +94,9 @@ static void *map_ours(void *address, size_t length, int protection, int flags, i
 {
 	void *area;
 
-	thread.inside++;
+	enter(-1);
 	area = cetkvm_mmap(address, length, protection, flags, fd, offset);
-	thread.inside--;
+	leave();
 	return area;
 }
 
@@ -60,30 +118,31 @@ EXPORT int close(int fd)
 {
 	int result;
 
-	if (!ours(fd))
+	if (!ours(fd) || foreign_process())
 		return REAL(close)(fd);
-	thread.inside++;
+	enter(-1);
 	result = cetkvm_close(fd);
-	thread.inside--;
+	leave();
 	return result;
 }
 
 static void forget(int fd)
 {
-	thread.inside++;
+	enter(-1);
 	cetkvm_forget(fd);
-	thread.inside--;
+	leave();
 }
 
 // `copy` has been made of `fd`, or is -1.
 static int copied(int fd, int copy)
 {
+	bool known = cetkvm_known(fd);
 	int result = copy;
 
-	if (copy < 0 || copy == fd)
+	if (copy < 0 || copy == fd || (!known && !cetkvm_known(copy)) || foreign_process())
 		return copy;
-	thread.inside++;
-	if (cetkvm_known(fd)) {
+	enter(-1);
+	if (known) {
 		if (cetkvm_alias(fd, copy) < 0) {
 			REAL(close)(copy);
 			errno = EMFILE;
@@ -92,7 +151,7 @@ static int copied(int fd, int copy)
 	} else {
 		cetkvm_forget(copy);
 	}
-	thread.inside--;
+	leave();
 	return result;
 }
 
@@ -150,6 +209,8 @@ EXPORT int fcntl64(int fd, int command, ...)
 
 static void forget_range(unsigned first, unsigned last)
 {
+	if (foreign_process())
+		return;
 	// cetkvm_known() is cheap, and is false beyond what the table can hold.
 	for (unsigned fd = first; fd <= last && fd < 1u << 20; fd++)
 		if (cetkvm_known((int)fd))

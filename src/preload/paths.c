@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static const struct parameter {
@@ -70,7 +71,14 @@ enum path_kind path_classify(int directory, const char *path, const char **conte
 		return PATH_OTHER;
 	name = strrchr(path, '/');
 	name = name ? name + 1 : path;
-	if (!strcmp(name, "kvm")) {
+	if (!strncmp(path, "/proc/", 6) || !strncmp(path, "/dev/fd/", 8)) {
+		// A descriptor opened anew.
+		ssize_t length = strstr(path, "/fd/") ? readlink(path, resolved, sizeof(resolved) - 1) : -1;
+
+		resolved[length < 0 ? 0 : length] = 0;
+		if (!strcmp(resolved, "/dev/kvm") || !strcmp(resolved, "/memfd:kvm (deleted)"))
+			kind = PATH_KVM;
+	} else if (!strcmp(name, "kvm")) {
 		if (!strcmp(path, "/dev/kvm") || (absolute(directory, path, resolved) && !strcmp(resolved, "/dev/kvm")))
 			kind = PATH_KVM;
 	} else if (!strncmp(path, "/sys/module/kvm", 15)) {
@@ -120,10 +128,32 @@ int path_open(enum path_kind kind, const char *content, int flags)
 	}
 	if (kind == PATH_PARAMETER)
 		return open_content(content, flags);
+	if (flags & O_PATH)
+		return memfd_create("kvm", flags & O_CLOEXEC ? MFD_CLOEXEC : 0);
+	signals_start();
+	cancel_enter(-1);
 	thread.inside++;
 	fd = cetkvm_open();
 	thread.inside--;
+	cancel_leave();
 	if (fd >= 0 && !(flags & O_CLOEXEC))
 		REAL(fcntl)(fd, F_SETFD, 0);
 	return fd;
+}
+
+void path_stat(enum path_kind kind, const char *content, struct statx *status)
+{
+	memset(status, 0, sizeof(*status));
+	status->stx_mask = STATX_BASIC_STATS;
+	status->stx_blksize = 4096;
+	status->stx_nlink = 1;
+	status->stx_ino = kind == PATH_KVM ? 1 : 2;
+	if (kind == PATH_KVM) {
+		status->stx_mode = S_IFCHR | 0666;
+		status->stx_rdev_major = 10; // miscellaneous devices
+		status->stx_rdev_minor = 232;
+	} else {
+		status->stx_mode = S_IFREG | 0444;
+		status->stx_size = strlen(content);
+	}
 }

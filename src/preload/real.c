@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 __thread struct thread thread;
 
@@ -16,4 +17,22 @@ void *real_symbol(const char *name)
 		abort();
 	}
 	return symbol;
+}
+
+static pid_t owner;
+
+static void after_fork_in_child(void)
+{
+	owner = getpid();
+}
+
+bool foreign_process(void)
+{
+	return owner && getpid() != owner;
+}
+
+__attribute__((constructor)) static void start(void)
+{
+	owner = getpid();
+	pthread_atfork(NULL, NULL, after_fork_in_child);
 }
