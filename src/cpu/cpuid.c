@@ -72,9 +72,10 @@ static const u16 executed_avx512[] = {
 	FEATURE_AVX512VL, FEATURE_AVX512_VBMI, FEATURE_AVX512_VBMI2, FEATURE_AVX512_VNNI,
 	FEATURE_AVX512_BITALG, FEATURE_AVX512_VPOPCNTDQ, FEATURE_AVX512_BF16, FEATURE_AVX512_FP16,
 };
-// Work, but are not offered: a guest that believes them is slower for it, or never sleeps.
+// Work, but are not offered: a guest that believes them is slower for it, or never sleeps. FRED: there
+// is no delivery of events by it, and CR4.FRED stays reserved; its IA32_FRED_SSP0 is IA32_PL0_SSP.
 static const u16 on_request[] = { FEATURE_FSRM, FEATURE_MONITOR, FEATURE_MONITORX, FEATURE_MWAIT_EXTENSIONS,
-				  FEATURE_MWAIT_BREAK };
+				  FEATURE_MWAIT_BREAK, FEATURE_FRED };
 
 // What the host is, read once.
 static struct host {

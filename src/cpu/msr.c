@@ -102,9 +102,17 @@ _Static_assert(SLOT_COUNT <= sizeof(((struct cpu *)0)->msr_values) / sizeof(u64)
 
 // ---- values ----
 
+// The host may restore an address before CR4.LA57: any that a guest here can have.
+static bool canonical(const struct cpu *cpu, u64 value, enum who who)
+{
+	if (who == BY_HOST && cpuid_offers(FEATURE_LA57))
+		return (u64)((s64)(value << 7) >> 7) == value;
+	return cpu_canonical(cpu, value);
+}
+
 static bool valid_canonical(const struct cpu *cpu, u32 index, u64 value, enum who who)
 {
-	return cpu_canonical(cpu, value);
+	return canonical(cpu, value, who);
 }
 
 bool msr_cet_valid(const struct cpu *cpu, u64 value, enum who who)
@@ -130,19 +138,19 @@ static bool valid_cet(const struct cpu *cpu, u32 index, u64 value, enum who who)
 	return msr_cet_valid(cpu, value, who);
 }
 
-bool msr_ssp_valid(const struct cpu *cpu, u64 value)
+bool msr_ssp_valid(const struct cpu *cpu, u64 value, enum who who)
 {
-	return !(value & 3) && cpu_canonical(cpu, value);
+	return !(value & 3) && canonical(cpu, value, who);
 }
 
 static bool valid_ssp(const struct cpu *cpu, u32 index, u64 value, enum who who)
 {
-	return msr_ssp_valid(cpu, value);
+	return msr_ssp_valid(cpu, value, who);
 }
 
 static bool valid_int_ssp_tab(const struct cpu *cpu, u32 index, u64 value, enum who who)
 {
-	return guest_has(cpu, FEATURE_LM) && cpu_canonical(cpu, value);
+	return guest_has(cpu, FEATURE_LM) && canonical(cpu, value, who);
 }
 
 static bool valid_xfd(const struct cpu *cpu, u32 index, u64 value, enum who who)
@@ -422,7 +430,9 @@ static const struct msr_row rows[] = {
 	ZERO(0x641, 1), // PP1_ENERGY_STATUS
 	{ MSR_U_CET, 1, LISTED, F2(SHSTK, IBT), FIELD(u_cet), 0, valid_cet, NULL, write_cet },
 	{ MSR_S_CET, 1, LISTED, F2(SHSTK, IBT), FIELD(s_cet), 0, valid_cet, NULL, write_cet },
-	{ MSR_PL0_SSP, 4, LISTED, F(SHSTK), FIELD(pl_ssp), 0, valid_ssp, 0, 0 },
+	// IA32_PL0_SSP is IA32_FRED_SSP0 as well: it is there with either feature.
+	{ MSR_PL0_SSP, 1, LISTED, F2(SHSTK, FRED), FIELD(pl_ssp), 0, valid_ssp, 0, 0 },
+	{ MSR_PL0_SSP + 1, 3, LISTED, F(SHSTK), FIELD(pl_ssp[1]), 0, valid_ssp, 0, 0 },
 	{ MSR_INT_SSP_TAB, 1, LISTED, F(SHSTK), FIELD(int_ssp_tab), 0, valid_int_ssp_tab, 0, 0 },
 	{ MSR_XSS, 1, LISTED, F(XSAVES), FIELD(xss), 0, NULL, NULL, write_xss },
 	{ MSR_KVM_INTERNAL_GUEST_SSP, 1, HOST_ONLY, F(SHSTK), 0, 0, valid_ssp, read_guest_ssp, write_guest_ssp },

@@ -80,6 +80,6 @@ void msr_reset(struct cpu *cpu);
 // Is `value` one that U_CET and S_CET may hold (WRMSR, XRSTORS)? For the guest's own writes.
 bool msr_cet_valid(const struct cpu *cpu, u64 value, enum who who);
 // The same for IA32_PLx_SSP.
-bool msr_ssp_valid(const struct cpu *cpu, u64 value);
+bool msr_ssp_valid(const struct cpu *cpu, u64 value, enum who who);
 
 #endif

@@ -136,10 +136,10 @@ static bool component_valid(const struct cpu *cpu, unsigned bit, const void *dat
 	case XSTATE_PKRU:
 		return true;
 	case XSTATE_CET_U:
-		return msr_cet_valid(cpu, q[0], BY_GUEST) && msr_ssp_valid(cpu, q[1]);
+		return msr_cet_valid(cpu, q[0], BY_GUEST) && msr_ssp_valid(cpu, q[1], BY_GUEST);
 	case XSTATE_CET_S:
-		return msr_ssp_valid(cpu, q[0]) && msr_ssp_valid(cpu, q[1]) &&
-		       msr_ssp_valid(cpu, q[2]);
+		return msr_ssp_valid(cpu, q[0], BY_GUEST) && msr_ssp_valid(cpu, q[1], BY_GUEST) &&
+		       msr_ssp_valid(cpu, q[2], BY_GUEST);
 	}
 	return true;
 }
