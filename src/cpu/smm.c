@@ -339,7 +339,7 @@ static bool load_state_64(struct cpu *cpu, const union save *save)
 	load_shadow(cpu, s->int_shadow);
 	cpu->halted = s->auto_halt_restart & 1;
 	if (guest_has(cpu, FEATURE_SHSTK)) {
-		if (!msr_ssp_valid(cpu, s->ssp))
+		if (!msr_ssp_valid(cpu, s->ssp, BY_HOST))
 			return false;
 		cpu->ssp = s->ssp;
 	}
