@@ -55,8 +55,8 @@ u8 *phys_page(struct cpu *cpu, u64 gpa, unsigned *flags)
 static void mark_dirty(struct cpu *cpu, struct page_cache_entry *page)
 {
 	if ((page->flags & (PAGE_LOG_DIRTY | PAGE_MARKED_DIRTY)) == PAGE_LOG_DIRTY) {
+		cpu->ops->mark_dirty(cpu->opaque, page->gpa); // may leave the instruction
 		page->flags |= PAGE_MARKED_DIRTY;
-		cpu->ops->mark_dirty(cpu->opaque, page->gpa);
 	}
 }
 

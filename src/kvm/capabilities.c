@@ -66,6 +66,8 @@ static const struct {
 	{ KVM_CAP_MAX_VCPU_ID, MAX_VCPU_ID },
 	{ KVM_CAP_ONE_REG, 1 },
 	{ KVM_CAP_READONLY_MEM, 1 },
+	{ KVM_CAP_DIRTY_LOG_RING, 65536 * sizeof(struct kvm_dirty_gfn) },
+	{ KVM_CAP_DIRTY_LOG_RING_ACQ_REL, 65536 * sizeof(struct kvm_dirty_gfn) },
 	{ KVM_CAP_KVMCLOCK_CTRL, 1 },
 	{ KVM_CAP_SIGNAL_MSI, 1 },
 	{ KVM_CAP_TSC_DEADLINE_TIMER, 1 },
@@ -184,6 +186,9 @@ int capability_enable(struct vm *vm, const struct kvm_enable_cap *cap)
 			return -EINVAL;
 		vm->manual_dirty_protect = arg;
 		return 0;
+	case KVM_CAP_DIRTY_LOG_RING:
+	case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
+		return dirty_ring_enable(vm, arg);
 	case KVM_CAP_MAX_VCPU_ID:
 		lock_take(&vm->lock);
 		// Once, and with room for the boot processor.

@@ -108,8 +108,6 @@ HANDLER(set_boot_cpu_id)
 		result = -EINVAL;
 	else if (c->vm->vcpu_count)
 		result = -EBUSY;
-	else if (c->value > MAX_VCPU_ID || (c->vm->max_vcpu_id && c->value > c->vm->max_vcpu_id))
-		result = -EINVAL;
 	else
 		c->vm->boot_cpu_id = (u32)c->value;
 	lock_release(&c->vm->lock);
@@ -262,6 +260,7 @@ HANDLER(unregister_coalesced) { return coalesced_zone_set(c->vm, c->arg, false);
 HANDLER(create_vcpu) { return c->value > 0xffffffffu ? -EINVAL : vcpu_create(c->vm, (u32)c->value); }
 HANDLER(get_dirty_log) { return memslot_get_dirty_log(c->vm, c->arg); }
 HANDLER(clear_dirty_log) { return memslot_clear_dirty_log(c->vm, c->arg); }
+HANDLER(reset_dirty_rings) { return dirty_rings_reset(c->vm); }
 HANDLER(enable_cap) { return capability_enable(c->vm, c->arg); }
 HANDLER(set_msr_filter) { return msr_filter_set(c->vm, c->arg); }
 HANDLER(create_device) { return -ENODEV; }
@@ -491,6 +490,7 @@ static const struct ioctl_row rows[] = {
 	{ KVM_CREATE_VCPU, FD_VM, 0, create_vcpu },
 	{ KVM_GET_DIRTY_LOG, FD_VM, 0, get_dirty_log },
 	{ KVM_CLEAR_DIRTY_LOG, FD_VM, 0, clear_dirty_log },
+	{ KVM_RESET_DIRTY_RINGS, FD_VM, 0, reset_dirty_rings },
 	{ KVM_ENABLE_CAP, FD_VM, 0, enable_cap },
 	{ KVM_X86_SET_MSR_FILTER, FD_VM, 0, set_msr_filter },
 	{ KVM_CREATE_DEVICE, FD_VM, 0, create_device },

@@ -58,10 +58,10 @@ extern bool option_trace_cp, option_single_grain;
 // The contract of KVM_GET_XSAVE and KVM_SET_XSAVE: see generation.c.
 enum generation { GENERATION_OVER_SAVING, GENERATION_STRICT, GENERATION_CONSTRAINED };
 
-// ---- memory map (memslots.c) ----
+// ---- memory map (memory_map.c, memslots.c, guest_memory.c) ----
 struct memslot {
 	u64 gfn, pages, hva;
-	u32 id, flags;
+	u32 id, space, flags;
 	u64 *dirty; // a bit per page, or NULL; shared by successive maps
 	u64 dirty_words;
 };
@@ -69,15 +69,32 @@ struct memslot {
 // Slot numbers have them in bits 31:16. SPACE_SMM is what a vCPU in system-management mode sees.
 enum address_space { SPACE_NORMAL, SPACE_SMM, ADDRESS_SPACES };
 
-struct memory_map {
-	unsigned count;
-	struct memslot slots[]; // sorted by gfn
-};
+struct memory_map;
+// NULL: no memory there.
+const struct memslot *memory_map_find(const struct memory_map *map, u64 gfn);
+// Is there a slot but `id` in these pages?
+bool memory_map_overlaps(const struct memory_map *map, u32 id, u64 gfn, u64 pages);
+// A new map without the slot `remove` and with a copy of `insert` (either may be NULL), NULL: ENOMEM.
+struct memory_map *memory_map_replace(const struct memory_map *old, const struct memslot *remove,
+				      const struct memslot *insert);
+void memory_map_free(struct memory_map *map);
+void memory_map_each(const struct memory_map *map, void (*visit)(const struct memslot *slot));
 
 int memslot_set(struct vm *vm, const struct kvm_userspace_memory_region *region);
+// By the number a client knows it by. NULL with *error: -EINVAL, no such number; -ENOENT, no slot.
+// slots_lock held.
+const struct memslot *memslot_find(struct vm *vm, u32 slot, int *error);
+void memory_map_destroy(struct vm *vm);
+
+// ---- dirty log (dirty_log.c) ----
 int memslot_get_dirty_log(struct vm *vm, const struct kvm_dirty_log *log);
 int memslot_clear_dirty_log(struct vm *vm, const struct kvm_clear_dirty_log *log);
-void memory_map_destroy(struct vm *vm);
+int dirty_ring_enable(struct vm *vm, u64 size); // bytes
+long dirty_rings_reset(struct vm *vm);		// KVM_RESET_DIRTY_RINGS
+void dirty_ring_push(struct vcpu *vcpu, u32 slot, u64 page); // by the vCPU's thread
+bool dirty_ring_soft_full(const struct vcpu *vcpu); // user space is to be told
+bool dirty_ring_full(const struct vcpu *vcpu);	    // no page more can be noted
+
 // Callbacks of the processor; on the vCPU's thread, in_guest.
 void *memory_ops_map(void *opaque, u64 gpa, unsigned *flags);
 void memory_ops_mark_dirty(void *opaque, u64 gpa);
@@ -156,6 +173,9 @@ struct vm {
 	struct msr_filter *msr_filter; // NULL: none
 	u64 sync_generation; // of vm_synchronize()
 	u64 map_changes;
+	u64 *gfn_of_id[ADDRESS_SPACES]; // see memslots.c
+	u32 id_room[ADDRESS_SPACES];
+	u32 dirty_ring_size; // bytes; 0: dirty bitmaps
 	struct io_bus *bus;
 	struct vcpu *vcpus[MAX_VCPUS];
 	unsigned vcpu_count; // published last
@@ -234,7 +254,10 @@ struct vcpu {
 	u32 mp_state;
 	bool immediate_exit; // as KVM_RUN found it
 	bool exit_to_user; // a callback wants KVM_RUN to return; exit_result is its value
-	unsigned slot_hint; // memslots.c
+	const struct memslot *last_slot; // found; forgotten with every change of the map
+	// KVM_CAP_DIRTY_LOG_RING: entries [dirty_reset_index, dirty_index) are in use. NULL: no ring.
+	struct kvm_dirty_gfn *dirty_ring;
+	u32 dirty_index, dirty_reset_index;
 
 	// Pending completion, and what it completed
 	enum completion completion;

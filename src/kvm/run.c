@@ -380,6 +380,13 @@ static long run_loop(struct vcpu *vcpu)
 		}
 		if (owes_exit(vcpu))
 			cpu_request(cpu, REQ_KICK);
+		if (dirty_ring_soft_full(vcpu)) {
+			if (!cpu->replay) {
+				vcpu->run->exit_reason = KVM_EXIT_DIRTY_RING_FULL;
+				return 0;
+			}
+			cpu_request(cpu, REQ_KICK);
+		}
 		vcpu->exit_to_user = false;
 		vcpu_enter_guest(vcpu);
 		clock_update(vcpu);

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #define VCPU_MAP_SIZE (3 * PAGE_SIZE)
+#define RING_OFFSET (KVM_DIRTY_LOG_PAGE_OFFSET * PAGE_SIZE)
 
 void vcpu_destroy(struct vcpu *vcpu)
 {
@@ -20,6 +21,8 @@ void vcpu_destroy(struct vcpu *vcpu)
 		lapic_destroy(vcpu->lapic);
 	if (vcpu->run)
 		munmap(vcpu->run, 2 * PAGE_SIZE);
+	if (vcpu->dirty_ring)
+		munmap(vcpu->dirty_ring, vcpu->vm->dirty_ring_size);
 	fpstate_free(vcpu->fpu);
 	free(vcpu->cpuid);
 	free(vcpu);
@@ -36,6 +39,22 @@ static int check_id(struct vm *vm, u32 id)
 		if (vm->vcpus[i]->id == id)
 			return -EEXIST;
 	return 0;
+}
+
+static bool make_ring(struct vcpu *vcpu, int fd)
+{
+	u32 size = vcpu->vm->dirty_ring_size;
+	void *ring;
+
+	if (!size)
+		return true;
+	if (ftruncate(fd, RING_OFFSET + size) < 0)
+		return false;
+	ring = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, RING_OFFSET);
+	if (ring == MAP_FAILED)
+		return false;
+	vcpu->dirty_ring = ring;
+	return true;
 }
 
 static struct vcpu *make(struct vm *vm, u32 id, int fd)
@@ -55,7 +74,7 @@ static struct vcpu *make(struct vm *vm, u32 id, int fd)
 		vcpu->run = NULL;
 	vcpu->pio_page = (u8 *)vcpu->run + PAGE_SIZE;
 	vcpu->cpu = cpu_create(&vcpu_ops, vcpu, vm->code);
-	if (!vcpu->cpu || !vcpu->run || !guest_fpu_create(vcpu)) {
+	if (!vcpu->cpu || !vcpu->run || !make_ring(vcpu, fd) || !guest_fpu_create(vcpu)) {
 		vcpu_destroy(vcpu);
 		return NULL;
 	}
@@ -110,6 +129,17 @@ static void *map_vcpu(struct vcpu *vcpu, void *address, size_t length, int prote
 	u8 *area;
 	size_t ring_at = 2 * PAGE_SIZE - (size_t)offset;
 
+	if (vcpu->dirty_ring && offset >= (off_t)RING_OFFSET) {
+		u64 rest = RING_OFFSET + vcpu->vm->dirty_ring_size - (u64)offset;
+
+		// The ring is shared, and no place for code.
+		if ((u64)offset > RING_OFFSET + vcpu->vm->dirty_ring_size || length > rest || (protection & PROT_EXEC) ||
+		    !(flags & MAP_SHARED)) {
+			errno = EINVAL;
+			return MAP_FAILED;
+		}
+		return mmap(address, length, protection, flags, fd, offset);
+	}
 	if (offset >= (off_t)VCPU_MAP_SIZE || (protection & PROT_EXEC)) {
 		errno = EINVAL;
 		return MAP_FAILED;
