@@ -8,6 +8,9 @@
 // the kernel, KVM_RUN is told to end, and when the call is over the old mask comes back and the signal
 // with it. api.rst: KVM_RUN (EINTR), KVM_SET_SIGNAL_MASK.
 //
+// A queued real-time signal that is sent once more comes behind those of its number that were queued
+// meanwhile.
+//
 // Several handlers may be stacked up on each other when they get here. The outermost of them stores the
 // mask to come back to, last.
 #include "cetkvm/cetkvm.h"
