@@ -6,6 +6,7 @@
 #include "cetkvm/cetkvm.h"
 #include "kvm/abi.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,7 +53,24 @@ struct machine {
 	struct kvm_run *run;
 };
 
-static void start(struct machine *m, int kvm)
+// 64-bit mode with paging, as most guests run: the first 2 MiB mapped to themselves by tables at 0x4000.
+static void long_mode(struct kvm_sregs *s)
+{
+	struct kvm_segment code = { .limit = 0xffffffff, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1 };
+	struct kvm_segment data = { .limit = 0xffffffff, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1 };
+	uint64_t tables[3] = { 0x5003, 0x6003, 0x83 }; // PML4, PDPT, a 2-MiB page
+
+	for (unsigned i = 0; i < 3; i++)
+		memcpy(memory + 0x4000 + i * 0x1000, &tables[i], 8);
+	s->cs = code;
+	s->ds = s->es = s->ss = data;
+	s->cr3 = 0x4000;
+	s->cr4 = 1 << 5;
+	s->cr0 = 0x80000001;
+	s->efer = 0x500;
+}
+
+static void start(struct machine *m, int kvm, bool paging)
 {
 	struct kvm_userspace_memory_region region = { .memory_size = MEMORY, .userspace_addr = (uintptr_t)memory };
 	struct kvm_regs regs = { .rip = 0x1000, .rflags = 2, .rdx = 0x80 };
@@ -65,6 +83,8 @@ static void start(struct machine *m, int kvm)
 	check("mmap of the vCPU", m->run == MAP_FAILED ? -1 : 0);
 	check("KVM_GET_SREGS", cetkvm_ioctl(m->vcpu, KVM_GET_SREGS, &sregs));
 	sregs.cs.base = sregs.cs.selector = 0;
+	if (paging)
+		long_mode(&sregs);
 	check("KVM_SET_SREGS", cetkvm_ioctl(m->vcpu, KVM_SET_SREGS, &sregs));
 	check("KVM_SET_REGS", cetkvm_ioctl(m->vcpu, KVM_SET_REGS, &regs));
 }
@@ -91,7 +111,7 @@ static double round_trips(int kvm, const uint8_t *code, size_t size, unsigned ba
 	struct machine m;
 
 	memcpy(memory + 0x1000, code, size);
-	start(&m, kvm);
+	start(&m, kvm, true);
 	for (unsigned i = 0; i < TRIPS; i++)
 		run(&m);
 	for (unsigned i = 0; i < batches; i++) {
@@ -115,7 +135,7 @@ static double lives(int kvm, unsigned machines)
 		double begin = now();
 		struct machine m;
 
-		start(&m, kvm);
+		start(&m, kvm, false);
 		run(&m);
 		stop(&m);
 		times[i] = now() - begin;

@@ -203,8 +203,6 @@ struct cpu_ops {
 
 // XSAVE image: standard layout of what the host has for the guest's vector state, see fpu.h.
 #define CPU_FPSTATE_SIZE 11264
-// The same components of the thread's own state, x87 to AVX-512.
-#define CPU_HOST_FPSTATE_SIZE 2816
 
 struct cpu_cpuid_entry {
 	u32 function, index, flags, eax, ebx, ecx, edx;
@@ -369,7 +367,8 @@ struct cpu {
 	u64 icount_debug;
 
 	u8 fpstate[CPU_FPSTATE_SIZE] __attribute__((aligned(64)));
-	u8 host_fpstate[CPU_HOST_FPSTATE_SIZE] __attribute__((aligned(64))); // see cpu_fpu_enter()
+	u32 host_mxcsr;		// the thread's own, see cpu_fpu_enter()
+	u16 host_fcw;
 };
 
 // ---- arithmetic flags <-> RFLAGS ----

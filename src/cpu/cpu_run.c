@@ -299,6 +299,12 @@ static struct jump_entry *victim_slot(struct cpu *cpu, unsigned class, u64 rip)
 	return &cpu->jit->victim[class][(rip * 0xd6e8feb86659fd93ull) >> (64 - VICTIM_BITS)];
 }
 
+// Emptied, or never filled since its memory was made.
+static bool jump_free(const struct jump_entry *slot)
+{
+	return slot->entry == ~0ull || !slot->entry;
+}
+
 static bool swap_victim(struct cpu *cpu, struct jump_entry *slot, unsigned class)
 {
 	struct jump_entry *victim = victim_slot(cpu, class, cpu->rip), old = *slot;
@@ -306,7 +312,7 @@ static bool swap_victim(struct cpu *cpu, struct jump_entry *slot, unsigned class
 	if (victim->rip != cpu->rip || !victim->entry)
 		return false;
 	*slot = *victim;
-	if (old.entry != ~0ull)
+	if (!jump_free(&old))
 		*victim = old;
 	else
 		jit_log_jump(cpu->jit, class, slot);
@@ -315,7 +321,7 @@ static bool swap_victim(struct cpu *cpu, struct jump_entry *slot, unsigned class
 
 static void cache_jump(struct cpu *cpu, struct jump_entry *slot, unsigned class, u64 entry)
 {
-	if (slot->entry != ~0ull) {
+	if (!jump_free(slot)) {
 		struct jump_entry *victim = victim_slot(cpu, class, slot->rip);
 
 		*victim = *slot;

@@ -49,7 +49,7 @@ __attribute__((constructor)) static void probe_host(void)
 			continue;
 		host_cpuid(0xd, i, r);
 		BUG_ON(r[0] != xstate_component(i)->size);
-		BUG_ON(r[1] + r[0] > CPU_HOST_FPSTATE_SIZE);
+		BUG_ON(r[1] + r[0] > CPU_FPSTATE_SIZE);
 		host.offset[i] = r[1];
 	}
 }
@@ -75,18 +75,19 @@ GENERAL_REGISTERS static void host_xrstor(const void *area)
 GENERAL_REGISTERS static void thread_control_words(struct cpu *cpu)
 {
 	__asm__ volatile("fninit; fldcw %0; vzeroupper; ldmxcsr %1" : :
-			 "m"(cpu->host_fpstate[FX_FCW]), "m"(cpu->host_fpstate[FX_MXCSR]));
+			 "m"(cpu->host_fcw), "m"(cpu->host_mxcsr));
 }
 
-void cpu_fpu_enter(struct cpu *cpu)
+// Of the thread's own state only the control words outlive a function call (System V ABI), and that is what
+// cpu_run() is to its caller.
+GENERAL_REGISTERS void cpu_fpu_enter(struct cpu *cpu)
 {
-	host_xsave(cpu->host_fpstate);
+	__asm__ volatile("fnstcw %0; stmxcsr %1" : "=m"(cpu->host_fcw), "=m"(cpu->host_mxcsr));
 }
 
 void cpu_fpu_leave(struct cpu *cpu)
 {
 	cpu_fpu_unload(cpu);
-	host_xrstor(cpu->host_fpstate);
 }
 
 __attribute__((weak)) u64 jit_guest_rip_of_host(struct cpu *cpu, u64 host_pc)

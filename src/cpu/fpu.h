@@ -11,8 +11,8 @@
 #include "cpu/cpu.h"
 #include "xstate/fpstate.h"
 
-// Around everything cpu_run() does: saves the calling thread's own state; on leaving puts the
-// guest's away and restores the thread's, control words and all.
+// Around everything cpu_run() does: saves the calling thread's control words; on leaving puts the
+// guest's state away and restores them.
 void cpu_fpu_enter(struct cpu *cpu);
 void cpu_fpu_leave(struct cpu *cpu);
 // Loads the guest's state into the host's registers (before translated code is entered). After

@@ -27,8 +27,14 @@ struct page_users {
 	u32 writer; // vCPUs that may have it writable in a TLB
 };
 
+struct leaf {
+	struct leaf *next;
+	struct page_users users[1 << LEAF_BITS];
+};
+
 struct vm_code {
-	struct page_users *top[1 << TOP_BITS];
+	struct leaf *top[1 << TOP_BITS];
+	struct leaf *leaves; // all of them
 	pthread_mutex_t lock; // list of vCPUs; queues
 	struct jit *first;
 	unsigned next_index;
@@ -54,9 +60,10 @@ struct vm_code *vm_code_create(void)
 
 void vm_code_destroy(struct vm_code *vm)
 {
-	for (size_t i = 0; i < 1 << TOP_BITS; i++)
-		if (vm->top[i])
-			munmap(vm->top[i], sizeof(struct page_users) << LEAF_BITS);
+	for (struct leaf *leaf = vm->leaves, *next; leaf; leaf = next) {
+		next = leaf->next;
+		munmap(leaf, sizeof(*leaf));
+	}
 	pthread_mutex_destroy(&vm->lock);
 	munmap(vm, sizeof(*vm));
 }
@@ -65,24 +72,29 @@ void vm_code_destroy(struct vm_code *vm)
 static struct page_users *page_users(struct vm_code *vm, u64 gpa)
 {
 	u64 page = gpa >> 12;
-	struct page_users **slot, *leaf, *fresh;
+	struct leaf **slot, *leaf, *fresh;
 
 	if (page >> (LEAF_BITS + TOP_BITS))
 		return NULL;
 	slot = &vm->top[page >> LEAF_BITS];
 	leaf = __atomic_load_n(slot, __ATOMIC_ACQUIRE);
 	if (!leaf) {
-		fresh = mmap(NULL, sizeof(*leaf) << LEAF_BITS, PROT_READ | PROT_WRITE,
+		fresh = mmap(NULL, sizeof(*leaf), PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 		if (fresh == MAP_FAILED)
 			return NULL;
 		if (__atomic_compare_exchange_n(slot, &leaf, fresh, false, __ATOMIC_ACQ_REL,
-						__ATOMIC_ACQUIRE))
+						__ATOMIC_ACQUIRE)) {
 			leaf = fresh;
-		else
-			munmap(fresh, sizeof(*leaf) << LEAF_BITS);
+			fresh->next = __atomic_load_n(&vm->leaves, __ATOMIC_RELAXED);
+			while (!__atomic_compare_exchange_n(&vm->leaves, &fresh->next, fresh, true,
+							    __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+				;
+		} else {
+			munmap(fresh, sizeof(*fresh));
+		}
 	}
-	return &leaf[page & ((1 << LEAF_BITS) - 1)];
+	return &leaf->users[page & ((1 << LEAF_BITS) - 1)];
 }
 
 static void *reserve(size_t bytes)
@@ -131,8 +143,11 @@ int jit_create(struct cpu *cpu, struct vm_code *vm)
 	    !jit->mems || !jit->calls || !jit->pages || !jit->recipes || !jit->decoded)
 		return -1; // the VM is about to be torn down by the caller
 	jit_make_thunks(jit);
-	jit->jump_logged[0] = jit->jump_logged[1] = JUMP_LOG + 1; // the tables are not empty but unknown
-	jit_clear_jumps(cpu);
+	// An entry of zeros is as good as a free one, where RIP 0 is not looked for.
+	for (unsigned class = 0; class < 2; class++) {
+		memset(cpu->jump[class], 0xff, sizeof(cpu->jump[class][0]));
+		memset(cpu->jump_ibt[class], 0xff, sizeof(cpu->jump_ibt[class][0]));
+	}
 	pthread_mutex_lock(&vm->lock);
 	jit->index = vm->next_index++ & 31;
 	jit->vm_next = vm->first;

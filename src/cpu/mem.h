@@ -63,7 +63,7 @@ bool phys_cmpxchg(struct cpu *cpu, u64 gpa, u64 expected, u64 desired, unsigned 
 // unsigned comparison with the page size, so no constant would match nothing: an unused entry holds a
 // tag that belongs to its neighbour, which no address that selects this entry can equal.
 #define TLB_NONE(number) ((u64)(~(number) & 1) << 12)
-void tlb_init(struct cpu *cpu); // for a new vCPU: every entry unused
+void tlb_init(struct cpu *cpu); // for a new vCPU, zeroed memory: every entry unused
 // Bits 11:0 of tlb_entry.gpa: the rest is the page's address.
 #define TLB_GLOBAL 1ull	     // global page
 #define TLB_LARGE_2M 2ull    // cut from a 2-MiB page

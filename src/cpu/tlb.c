@@ -80,8 +80,13 @@ static void drop(struct cpu *cpu, struct tlb_entry *entry)
 
 void tlb_init(struct cpu *cpu)
 {
-	for (unsigned i = 0; i < TLB_ENTRIES; i++)
-		drop(cpu, entry_at(cpu, i));
+	// In fresh memory all tags are 0. That is the tag of a page that selects a table's first entry.
+	drop(cpu, cpu->tlb_k);
+	drop(cpu, cpu->tlb_u);
+	drop(cpu, cpu->tlb_ssk);
+	drop(cpu, cpu->tlb_ssu);
+	drop(cpu, cpu->tlb_code[0]);
+	drop(cpu, cpu->tlb_code[1]);
 }
 
 // A supervisor access that SMAP lets through because of EFLAGS.AC.

@@ -40,6 +40,7 @@ static void after_fork_in_child(void)
 		*same_process = 1;
 	process_generation++;
 	irqfd_after_fork_in_child();
+	timer_after_fork_in_child();
 	table_lock.state = 0;
 }
 

@@ -158,8 +158,9 @@ void clock_request_update_all(struct vm *vm);
 void clock_update(struct vcpu *vcpu); // in_guest
 void clock_write_wall(struct vcpu *vcpu, u64 gpa); // in_guest
 
-void timer_start(struct vm *vm); // may be called again
+void timer_start(struct vm *vm); // KVM_RUN begins, with in_run set
 void timer_stop(struct vm *vm);
+void timer_after_fork_in_child(void);
 void timer_set_vcpu(void *vcpu, u64 deadline);
 void timer_set_pit(void *vm, u64 deadline);
 
@@ -208,11 +209,9 @@ struct vm {
 	bool tsc_user_set;
 	s64 clock_offset; // kvmclock = clock_now() + this
 
-	// Timer thread
-	bool timer_running;
-	pthread_t timer_thread;
-	volatile u32 timer_word, timer_stop;
-	u64 timer_next; // when the thread will look again; 0: it is awake
+	// timer.c
+	bool timer_known;
+	struct vm *timer_link;
 	u64 pit_deadline;
 };
 

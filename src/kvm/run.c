@@ -471,9 +471,9 @@ long vcpu_run(struct vcpu *vcpu)
 
 	if (result)
 		return result;
-	timer_start(vcpu->vm);
 	__atomic_store_n(&vcpu->kicked, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&vcpu->in_run, 1, __ATOMIC_SEQ_CST);
+	timer_start(vcpu->vm);
 	if (vcpu->signal_mask_set)
 		masked = signals_swap_mask(vcpu->signal_mask_value, &old_mask);
 	if (signals_pending()) // since before `kicked` was cleared
