@@ -53,6 +53,21 @@ volatile unsigned *cetkvm_stop_word(void);
  *                               before 6.6, and since then (which is the default) */
 int cetkvm_set_option(const char *name, const char *value);
 
+/* What there is: number `index` of the ioctls, and of the capabilities that KVM_CHECK_EXTENSION knows.
+ * ENOENT: there are no more. */
+struct cetkvm_ioctl {
+	const char *name, *object; /* "KVM_RUN"; "/dev/kvm", "machine", "vCPU"... */
+	unsigned number;
+	const char *needs, *note; /* may be empty */
+};
+struct cetkvm_capability {
+	const char *name;
+	unsigned number;
+	long value;
+};
+int cetkvm_list_ioctl(unsigned index, struct cetkvm_ioctl *out);
+int cetkvm_list_capability(unsigned index, struct cetkvm_capability *out);
+
 /* For programs that put these calls in the place of the C library's, as `cetkvm exec` does.
  *
  * cetkvm_known: 1 if `fd` is a descriptor of this API, else 0. Async-signal-safe.

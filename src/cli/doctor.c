@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
-// `cetkvm doctor`: what this machine can do.
+// `cetkvm doctor`: what this machine can do, whether a program can be reached by `cetkvm exec`, and what
+// there is of the KVM API.
 #include "cli/cli.h"
 #include "cli/find_kernel.h"
+#include "cli/program.h"
 
+#include "cetkvm/cetkvm.h"
 #include "vmm/backend.h"
 #include "vmm/message.h"
 #include "vmm/pack.h"
@@ -74,19 +77,28 @@ static void report_kernels(void)
 					       "has shadow stacks for programs");
 }
 
-int cli_doctor(int argc, char **argv)
+// What `cetkvm exec` needs; program may be NULL.
+static bool report_exec(const char *name)
+{
+	static struct library library;
+	static struct program program;
+	bool found = library_find(&library);
+
+	say(found, "the library that cetkvm exec loads into programs", found ? "" : library.problem);
+	if (!name)
+		return true;
+	program_look(&program, name);
+	say(!program.problem[0], "cetkvm exec can reach the program", program.problem[0] ? program.problem : program.path);
+	return found && !program.problem[0];
+}
+
+static bool report_machine(void)
 {
 	uint32_t eax, ebx = 0, ecx = 0, edx = 0;
 	bool baseline, engine;
 	const char *busybox;
 	int fd;
 
-	if (argc > 1) {
-		if (!strcmp(argv[1], "--help"))
-			return cli_help(stdout, "doctor");
-		vmm_message("doctor: unexpected '%s'; see 'cetkvm help doctor'", argv[1]);
-		return CLI_BAD_INPUT;
-	}
 	__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
 	baseline = (ebx & bit_AVX2) && (ebx & bit_BMI2) && xcr0_has(6);
 	say(baseline, "AVX2 and BMI2 on this host", baseline ? "" : "cetkvm needs both (x86-64-v3)");
@@ -99,5 +111,45 @@ int cli_doctor(int argc, char **argv)
 	busybox = pack_find_busybox();
 	say(busybox, "busybox for the guest's shell", busybox ? busybox : "not found; install busybox-static");
 	report_kernels();
-	return baseline && engine ? 0 : CLI_BAD_INPUT;
+	return baseline && engine;
+}
+
+// The tables of the library, as they are.
+static int list_ioctls(void)
+{
+	struct cetkvm_capability capability;
+	struct cetkvm_ioctl row;
+	const char *object = "";
+
+	for (unsigned i = 0; !cetkvm_list_ioctl(i, &row); i++) {
+		if (strcmp(object, row.object)) {
+			object = row.object;
+			printf("%sioctls of %s%s:\n", i ? "\n" : "", *object == '/' ? "" : "a ", object);
+		}
+		printf("  0x%08x %s%s%s%s%s\n", row.number, row.name, *row.needs ? ": " : "", row.needs,
+		       !*row.note ? "" : *row.needs ? "; " : ": ", row.note);
+	}
+	puts("\ncapabilities (KVM_CHECK_EXTENSION; what is not listed is 0):");
+	for (unsigned i = 0; !cetkvm_list_capability(i, &capability); i++)
+		printf("  %4u %s: %ld\n", capability.number, capability.name, capability.value);
+	return 0;
+}
+
+int cli_doctor(int argc, char **argv)
+{
+	const char *program = NULL;
+	bool machine;
+
+	if (argc > 1 && !strcmp(argv[1], "--help"))
+		return cli_help(stdout, "doctor");
+	if (argc == 2 && !strcmp(argv[1], "--ioctls"))
+		return list_ioctls();
+	if (argc > 1 && *argv[1] != '-')
+		program = argv[1];
+	if (argc > 2 || (argc == 2 && !program)) {
+		vmm_message("doctor: unexpected '%s'; see 'cetkvm help doctor'", program ? argv[2] : argv[1]);
+		return CLI_BAD_INPUT;
+	}
+	machine = report_machine();
+	return report_exec(program) && machine ? 0 : CLI_BAD_INPUT;
 }

@@ -19,8 +19,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define LIBRARY_NAME "libcetkvm-preload.so"
-
 struct exec_options {
 	const char *cpu;
 	char settings[32768]; // CETKVM_OPTIONS
@@ -123,40 +121,17 @@ static int set_cpu(struct exec_options *options)
 	return result;
 }
 
-// The library lies in the build tree beside us, or where it was installed in relation to us.
-static int find_library(char library[PATH_MAX])
-{
-	static const char *const places[] = { "../preload/" LIBRARY_NAME, CETKVM_PRELOAD_FROM_BINDIR "/" LIBRARY_NAME };
-	char self[PATH_MAX], candidate[PATH_MAX + 256];
-	ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
-
-	if (length < 0) {
-		vmm_message("exec: /proc/self/exe: %s; cetkvm finds its library by it", strerror(errno));
-		return -1;
-	}
-	self[length] = 0;
-	*strrchr(self, '/') = 0;
-	for (unsigned i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
-		snprintf(candidate, sizeof(candidate), "%s/%s", self, places[i]);
-		if (!realpath(candidate, library) || access(library, R_OK))
-			continue;
-		if (!strpbrk(library, ": ")) // separators of LD_PRELOAD
-			return 0;
-		vmm_message("exec: %s: the dynamic linker takes no path with a blank or a colon", library);
-		return -1;
-	}
-	vmm_message("exec: there is no " LIBRARY_NAME " in %s/%s", self, CETKVM_PRELOAD_FROM_BINDIR);
-	return -1;
-}
-
 static int set_environment(const struct exec_options *options)
 {
-	char library[PATH_MAX], *preload;
+	static struct library library;
 	const char *before = getenv("LD_PRELOAD");
+	char *preload;
 
-	if (find_library(library) < 0)
+	if (!library_find(&library)) {
+		vmm_message("exec: %s", library.problem);
 		return -1;
-	if (asprintf(&preload, "%s%s%s", library, before && *before ? ":" : "", before ? before : "") < 0 ||
+	}
+	if (asprintf(&preload, "%s%s%s", library.path, before && *before ? ":" : "", before ? before : "") < 0 ||
 	    setenv("LD_PRELOAD", preload, 1) || setenv("CETKVM_OPTIONS", options->settings, 1)) {
 		vmm_message("exec: %s", strerror(errno));
 		return -1;

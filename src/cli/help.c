@@ -16,7 +16,7 @@ static const char overview[] =
 	"commands:\n"
 	"  run      boot a guest: a kernel, a shell in it, or one program of this host\n"
 	"  exec     run a program that uses KVM, such as QEMU, with KVM served by cetkvm\n"
-	"  doctor   say what this machine can do\n"
+	"  doctor   say what this machine can do, and for which programs\n"
 	"  help     explain a command: cetkvm help run\n"
 	"\n"
 	"  --help, --version\n"
@@ -81,11 +81,14 @@ static const char exec_help[] =
 	"exit status: the program's; 2 if it cannot be started or reached.\n";
 
 static const char doctor_help[] =
-	"usage: cetkvm doctor\n"
+	"usage: cetkvm doctor [PROGRAM]\n"
+	"       cetkvm doctor --ioctls\n"
 	"\n"
 	"Says what this machine offers: the processor features that cetkvm needs and those it can hand\n"
-	"on to guests, kernels to boot, and the tools that --program uses. Exit status 2 if cetkvm cannot\n"
-	"run guests here.\n";
+	"on to guests, kernels to boot, and the tools that --program uses; and whether 'cetkvm exec' can\n"
+	"reach PROGRAM. Exit status 2 if cetkvm cannot run guests here, or not for PROGRAM.\n"
+	"\n"
+	"  --ioctls   list the ioctls and capabilities of the KVM API that there are\n";
 
 int cli_help(FILE *output, const char *topic)
 {

@@ -6,13 +6,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
+
+#define LIBRARY_NAME "libcetkvm-preload.so"
 
 #define SCRIPT_DEPTH 4 // interpreters that are scripts themselves
 
@@ -133,4 +134,34 @@ void program_look(struct program *program, const char *command)
 	program->problem[0] = 0;
 	if (find(program, command))
 		look_file(program, program->path, 0);
+}
+
+// It lies in the build tree beside us, or where it was installed in relation to us.
+bool library_find(struct library *library)
+{
+	static const char *const places[] = { "../preload/" LIBRARY_NAME, CETKVM_PRELOAD_FROM_BINDIR "/" LIBRARY_NAME };
+	char self[PATH_MAX], candidate[PATH_MAX + 256];
+	ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
+
+	library->problem[0] = 0;
+	if (length < 0) {
+		snprintf(library->problem, sizeof(library->problem), "/proc/self/exe: %s; cetkvm finds its library by it",
+			 strerror(errno));
+		return false;
+	}
+	self[length] = 0;
+	*strrchr(self, '/') = 0;
+	for (unsigned i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+		snprintf(candidate, sizeof(candidate), "%s/%s", self, places[i]);
+		if (!realpath(candidate, library->path) || access(library->path, R_OK))
+			continue;
+		if (!strpbrk(library->path, ": ")) // separators of LD_PRELOAD
+			return true;
+		snprintf(library->problem, sizeof(library->problem),
+			 "%s: the dynamic linker takes no path with a blank or a colon", library->path);
+		return false;
+	}
+	snprintf(library->problem, sizeof(library->problem), "there is no " LIBRARY_NAME " in %.2000s/%s", self,
+		 CETKVM_PRELOAD_FROM_BINDIR);
+	return false;
 }

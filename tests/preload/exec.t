@@ -37,4 +37,10 @@ is "$("$cetkvm" exec -- printf %s -- a b)" "--ab" "what follows the command is t
 is "$?" 0 "a client runs a guest"
 is "$(cat "$scratch/out")" "hello" "and gets what the guest says"
 is "$(cat "$scratch/err")" "" "and nothing else is said"
+
+for way in prctl syscall; do
+	"$cetkvm" exec -- "$CETKVM_BUILD/tests/preload/client-seccomp" $way 2>"$scratch/err"
+	is "$?" 0 "a program that limits its own system calls by $way runs"
+	matches "$scratch/err" "^cetkvm: this program limits its own system calls \\(seccomp\\)" "it is said what that may lead to"
+done
 done_testing
