@@ -460,6 +460,16 @@ static void set_gates(void)
 	*ss_mem(OTHER_SSP - 8) = OTHER_SSP | 1;
 }
 
+/* 16-bit code: counts, stays a while, and leaves. */
+static void set_smm_handler(void)
+{
+	static const u8 code[] = { 0x66, 0x67, 0xff, 0x05, 0, 0, 0, 0, 0xb9, 0, 2, 0xe2, 0xfe, 0x0f, 0xaa };
+	u32 address = INFO_AT + offsetof(struct info, smis);
+
+	memcpy((void *)SMM_HANDLER_AT, code, sizeof(code));
+	memcpy((void *)(SMM_HANDLER_AT + 4), &address, 4);
+}
+
 void test_main(void)
 {
 	struct info *info = (struct info *)INFO_AT;
@@ -471,6 +481,7 @@ void test_main(void)
 	map_page(DEMAND_VA, 0, 0);
 	demand_page = pte_of(DEMAND_VA, 1);
 	set_gates();
+	set_smm_handler();
 	info->timer_stack = ADDR(ist_stack[0]);
 	info->nmi_stack = ADDR(ist_stack[1]);
 	info->injected_stack = ADDR(ist_stack[2]);

@@ -58,7 +58,7 @@ struct state {
 // Shared by all legs.
 struct shared {
 	struct state state;
-	uint64_t seed, legs, nmis_sent, injected_sent;
+	uint64_t seed, legs, nmis_sent, injected_sent, smis_sent;
 	uint64_t situations[SITUATIONS];
 	char problem[256];
 } *shared;
@@ -122,6 +122,8 @@ static void create(struct machine *m)
 
 	MUST(m->kvm = cetkvm_open());
 	MUST(m->vm = cetkvm_ioctl(m->kvm, KVM_CREATE_VM, 0));
+	CALL(m->vm, KVM_SET_USER_MEMORY_REGION, &region);
+	region.slot = 1u << 16; // the same memory in SMM
 	CALL(m->vm, KVM_SET_USER_MEMORY_REGION, &region);
 	CALL(m->vm, KVM_CREATE_IRQCHIP, 0);
 	CALL(m->vm, KVM_ENABLE_CAP, &payload);
@@ -367,6 +369,9 @@ static void answer_mmio(struct machine *m)
 // false: stopped by the alarm (or for debugging).
 static bool run_once(struct machine *m)
 {
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+
 	if (cetkvm_ioctl(m->vcpu, KVM_RUN, 0) < 0) {
 		if (errno != EINTR)
 			problem("KVM_RUN: %s", strerror(errno));
@@ -377,7 +382,10 @@ static bool run_once(struct machine *m)
 	case KVM_EXIT_MMIO: answer_mmio(m); return true;
 	case KVM_EXIT_DEBUG: return false;
 	}
-	problem("exit reason %u at leg %llu, rip unknown", m->run->exit_reason, (unsigned long long)shared->legs);
+	CALL(m->vcpu, KVM_GET_REGS, &regs);
+	CALL(m->vcpu, KVM_GET_SREGS, &sregs);
+	problem("exit reason %u, rip %#llx, cs %#x base %#llx, cr0 %#llx, cr4 %#llx, flags %#x", m->run->exit_reason, regs.rip,
+		sregs.cs.selector, sregs.cs.base, sregs.cr0, sregs.cr4, m->run->flags);
 }
 
 // An access that user space has answered is finished by the next KVM_RUN, before anything is saved.
@@ -459,14 +467,19 @@ static void add_events(struct machine *m)
 
 	CALL(m->vcpu, KVM_GET_VCPU_EVENTS, &events);
 	CALL(m->vcpu, KVM_GET_REGS, &regs);
+	if (!events.smi.smm && !events.smi.pending && INFO->magic == INFO_MAGIC && chance(5)) {
+		CALL(m->vcpu, KVM_SMI, 0);
+		shared->smis_sent++;
+	}
 	busy = on_stack(regs.rsp, INFO->nmi_stack) || on_stack(regs.rsp, INFO->injected_stack);
 	if (events.nmi.masked || events.nmi.pending || events.exception.injected || events.exception.pending || busy ||
-	    INFO->magic != INFO_MAGIC)
+	    events.smi.smm || INFO->magic != INFO_MAGIC)
 		return;
 	if (chance(4)) {
 		CALL(m->vcpu, KVM_NMI, 0);
 		shared->nmis_sent++;
 	} else if (chance(3)) {
+		CALL(m->vcpu, KVM_GET_VCPU_EVENTS, &events);
 		events.exception.injected = 1;
 		events.exception.nr = 19;
 		events.exception.has_error_code = 0;
@@ -551,6 +564,7 @@ int main(int argc, char **argv)
 	ok(INFO->iterations > legs / 100 + 1, "it has worked: %llu iterations", INFO->iterations);
 	is(INFO->failed_line, 0, "its own checks never failed");
 	is(INFO->nmis, shared->nmis_sent, "every NMI came, once");
+	is(INFO->smis, shared->smis_sent, "every SMI came, once");
 	is(INFO->injected, shared->injected_sent, "every injected exception came, once");
 	printf("# the guest: %llu system calls, %llu timer interrupts, %llu faults, %llu #CP, %llu memory and port accesses\n",
 	       INFO->syscalls, INFO->timer_ticks, INFO->faults, INFO->cps, INFO->mmio + INFO->io_in + INFO->io_out);

@@ -13,12 +13,15 @@
 struct info {
 	unsigned long long magic;
 	unsigned long long iterations, syscalls, timer_ticks, nmis, injected, faults, cps;
-	unsigned long long io_in, io_out, mmio, io_mismatch;
+	unsigned long long io_in, io_out, mmio, smis;
 	/* Stacks of the handlers that may not be entered twice */
 	unsigned long long nmi_stack, injected_stack, timer_stack, stack_size;
 	unsigned long long failed_line, wanted, got;
 	char failed[64];
 };
+
+/* SMBASE is as RESET leaves it: the handler's code is guest memory like any other. */
+#define SMM_HANDLER_AT 0x38000
 
 static inline unsigned long long mmio_value(unsigned long long address, unsigned long long count)
 {
