@@ -20,8 +20,10 @@ void cpu_fpu_leave(struct cpu *cpu);
 void cpu_fpu_load(struct cpu *cpu);
 // cpu_fpu_unload() is in cpu.h.
 
-// State after RESET. INIT leaves vector and x87 state alone.
+// State after RESET.
 void fpu_reset(struct cpu *cpu);
+// INIT zeroes MPX and CET components and leaves the rest alone.
+void fpu_receive_init(struct cpu *cpu);
 
 // Components (XCR0 bits) that this host keeps in cpu->fpstate: x87, SSE, AVX, AVX-512.
 u64 fpu_host_mask(void);

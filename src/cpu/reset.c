@@ -68,8 +68,9 @@ void cpu_reset(struct cpu *cpu, bool init)
 	cpu->dr6 = 0xffff0ff0;
 	cpu->dr7 = 0x400;
 
-	cpu->ssp = cpu->u_cet = cpu->s_cet = cpu->int_ssp_tab = 0;
-	memset(cpu->pl_ssp, 0, sizeof(cpu->pl_ssp));
+	// Of CET, what XSAVE manages, and what it does not.
+	fpu_receive_init(cpu);
+	cpu->ssp = cpu->s_cet = cpu->int_ssp_tab = 0;
 
 	cpu->halted = cpu->interrupt_shadow = cpu->mov_ss_shadow = cpu->nmi_masked = false;
 	cpu->nmi_pending = cpu->smi_pending = 0;

@@ -464,6 +464,16 @@ void cpu_fpstate_load(struct cpu *cpu, struct fpstate *fpstate)
 	fpu_set32(cpu, FX_MXCSR, mxcsr & GUEST_MXCSR_MASK);
 }
 
+void fpu_receive_init(struct cpu *cpu)
+{
+	u64 kept = fpu_host_mask() | XSTATE_MASK(XSTATE_CET_U) | XSTATE_MASK(XSTATE_CET_S);
+	u64 cleared = XSTATE_MASK_CLEARED_BY_INIT & kept;
+
+	for (unsigned i = 0; i < XSTATE_BITS; i++)
+		if (cleared >> i & 1)
+			component_init(cpu, i, xstate_component(i)->size);
+}
+
 // ---- rows ----
 
 #define ROW(name, flags, feature, handler) \

@@ -353,7 +353,7 @@ HANDLER(setup_mce) { return cpu_setup_mce(c->vcpu->cpu, *(u64 *)c->arg); }
 
 HANDLER(get_mp_state)
 {
-	((struct kvm_mp_state *)c->arg)->mp_state = c->vcpu->mp_state;
+	((struct kvm_mp_state *)c->arg)->mp_state = mp_state_get(c->vcpu);
 	return 0;
 }
 

@@ -376,6 +376,7 @@ int injected_interrupt(const struct vcpu *vcpu);
 void inject_interrupt(struct vcpu *vcpu, u8 vector);
 int xcrs_set(struct vcpu *vcpu, const struct kvm_xcrs *xcrs);
 int mp_state_set(struct vcpu *vcpu, u32 state);
+u32 mp_state_get(struct vcpu *vcpu);
 int one_reg(struct vcpu *vcpu, const struct kvm_one_reg *reg, bool set);
 int reg_list(struct vcpu *vcpu, void *client);
 u64 lapic_base_get(const struct vcpu *vcpu);

@@ -171,6 +171,16 @@ static void accept_events(struct vcpu *vcpu)
 	}
 }
 
+// What has arrived counts before the answer, as if the vCPU were about to run.
+u32 mp_state_get(struct vcpu *vcpu)
+{
+	guest_fpu_load(vcpu);
+	accept_events(vcpu);
+	if (vcpu->mp_state == KVM_MP_STATE_HALTED && __atomic_load_n(&vcpu->pv_unhalted, __ATOMIC_SEQ_CST))
+		return KVM_MP_STATE_RUNNABLE;
+	return vcpu->mp_state;
+}
+
 static bool ops_init_sipi(void *opaque)
 {
 	struct vcpu *vcpu = opaque;

@@ -20,6 +20,11 @@
 // Supervisor components that are managed with XSAVES but never with the rest of an image.
 #define XSTATE_MASK_INDEPENDENT XSTATE_MASK(XSTATE_LBR)
 
+// Zeroed by INIT; every other component survives it. After RESET all is zero because the image is
+// allocated so.
+#define XSTATE_MASK_CLEARED_BY_INIT \
+	(XSTATE_MASK_MPX | XSTATE_MASK(XSTATE_CET_U) | XSTATE_MASK(XSTATE_CET_S))
+
 // CET_U without shadow stacks. The merged code keys it to SHSTK alone; patch 1 of both series made it
 // follow IBT as well, so that a guest with IBT only keeps IA32_U_CET.
 enum xstate_cet_u_rule { CET_U_WITH_SHSTK, CET_U_WITH_EITHER };

@@ -45,10 +45,10 @@ static void configurations(void)
 	unsigned both = HAS_SHSTK | HAS_IBT;
 	struct xstate_processor p = { .xcr0 = USER, .xss = CET, .xsave = true, .has = has, .opaque = &both };
 
-	is(c.kernel.max_features, USER | CET | M(PASID), "002/3: CET_S is among the components the kernel supports");
+	is(c.kernel.max_features, USER | CET | M(PASID), "002/3 (000/3): CET_S is among the components the kernel supports");
 	is(xstate_component(XSTATE_CET_S)->size, 24, "002/3: it is 24 bytes");
 	is(c.kernel.max_features & (M(PT) | M(HDC)), 0, "001: PT and others are not managed, though enumerated");
-	is(XSTATE_MASK_GUEST_SUPERVISOR, M(CET_S), "002/4: the guest-only (kernel dynamic) set is CET_S");
+	is(XSTATE_MASK_GUEST_SUPERVISOR, M(CET_S), "002/4 (000/4): the guest-only (kernel dynamic) set is CET_S");
 	is(c.kernel.default_features, c.kernel.max_features & ~(M(CET_S) | M(TILEDATA)),
 	   "002/5: tasks' images have all but CET_S and tile data");
 	is(c.guest_default.features, c.kernel.max_features & ~M(TILEDATA), "000/5: guests' images have CET_S, and no tile data");
