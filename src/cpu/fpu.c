@@ -23,6 +23,7 @@
 // What the host's XSAVE does; constant after start-up.
 static struct {
 	u64 mask;		 // components kept in cpu->fpstate
+	bool xsavec;
 	u32 offset[XSTATE_BITS]; // standard format
 } host;
 
@@ -44,12 +45,14 @@ __attribute__((constructor)) static void probe_host(void)
 	host.mask = (low | (u64)high << 32) & wanted;
 	if ((host.mask & XSTATE_MASK_AVX512) != XSTATE_MASK_AVX512)
 		host.mask &= ~XSTATE_MASK_AVX512;
+	host_cpuid(0xd, 1, r);
+	host.xsavec = r[0] >> 1 & 1;
 	for (unsigned i = XSTATE_AVX; i < XSTATE_BITS; i++) {
 		if (!(host.mask >> i & 1))
 			continue;
 		host_cpuid(0xd, i, r);
 		BUG_ON(r[0] != xstate_component(i)->size);
-		BUG_ON(r[1] + r[0] > CPU_FPSTATE_SIZE);
+		BUG_ON(r[1] + r[0] > CPU_FPSTATE_SIZE || r[1] + r[0] > FPU_THREAD_STATE_SIZE);
 		host.offset[i] = r[1];
 	}
 }
@@ -78,9 +81,29 @@ GENERAL_REGISTERS static void thread_control_words(struct cpu *cpu)
 			 "m"(cpu->host_fcw), "m"(cpu->host_mxcsr));
 }
 
+// A client's calls: see fpu.h. XSAVEC leaves out what is in its initial configuration, as the upper halves of
+// the vector registers usually are.
+GENERAL_REGISTERS void fpu_thread_save(struct fpu_thread_state *state)
+{
+	volatile u64 *header = (volatile u64 *)(state->area + XSTATE_HEADER_OFFSET);
+
+	for (unsigned i = 0; i < XSTATE_HEADER_SIZE / 8; i++)
+		header[i] = 0;
+	if (host.xsavec)
+		__asm__ volatile("xsavec64 (%0)" : : "r"(state->area), "a"((u32)host.mask),
+				 "d"((u32)(host.mask >> 32)) : "memory");
+	else
+		host_xsave(state->area);
+}
+
+GENERAL_REGISTERS void fpu_thread_restore(const struct fpu_thread_state *state)
+{
+	host_xrstor(state->area);
+}
+
 // Of the thread's own state only the control words outlive a function call (System V ABI), and that is what
 // cpu_run() is to its caller.
-GENERAL_REGISTERS void cpu_fpu_enter(struct cpu *cpu)
+void cpu_fpu_enter(struct cpu *cpu)
 {
 	__asm__ volatile("fnstcw %0; stmxcsr %1" : "=m"(cpu->host_fcw), "=m"(cpu->host_mxcsr));
 }

@@ -15,6 +15,13 @@
 // guest's state away and restores them.
 void cpu_fpu_enter(struct cpu *cpu);
 void cpu_fpu_leave(struct cpu *cpu);
+// The calling thread's own state, which a system call would leave alone and libc's functions do not.
+#define FPU_THREAD_STATE_SIZE 2816 // x87 to AVX-512 in the standard format, PKRU's place behind it
+struct fpu_thread_state {
+	u8 area[FPU_THREAD_STATE_SIZE] __attribute__((aligned(64)));
+};
+void fpu_thread_save(struct fpu_thread_state *state);
+void fpu_thread_restore(const struct fpu_thread_state *state);
 // Loads the guest's state into the host's registers (before translated code is entered). After
 // this only code that leaves those registers alone may run. Cheap when loaded.
 void cpu_fpu_load(struct cpu *cpu);

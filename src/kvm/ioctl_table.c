@@ -5,6 +5,7 @@
 // A handler gets the argument as a copy of ours; what it leaves there is copied back if the number
 // says so. Handlers for arrays of variable length (ARRAY) use the client's pointer themselves.
 #include "cetkvm/cetkvm.h"
+#include "cpu/fpu.h"
 #include "cpu/msr.h"
 #include "cpu/system.h"
 #include "kvm/kvm.h"
@@ -650,11 +651,14 @@ static long dispatch(const struct file *file, u32 number, unsigned long value)
 
 __attribute__((visibility("default"))) int cetkvm_ioctl(int fd, unsigned long request, ...)
 {
+	struct fpu_thread_state registers;
 	struct file *file;
 	unsigned long value;
 	va_list args;
 	long result;
 
+	// To the client this is a system call: every register is as before, those that C may use too.
+	fpu_thread_save(&registers);
 	signals_enter();
 	file = file_get(fd);
 	va_start(args, request);
@@ -668,11 +672,10 @@ __attribute__((visibility("default"))) int cetkvm_ioctl(int fd, unsigned long re
 		file_put(file);
 	}
 	signals_leave();
-	if (result < 0) {
+	if (result < 0)
 		errno = (int)-result;
-		return -1;
-	}
-	return (int)result;
+	fpu_thread_restore(&registers);
+	return result < 0 ? -1 : (int)result;
 }
 
 __attribute__((visibility("default"))) const char *cetkvm_host_problem(void)
