@@ -24,10 +24,11 @@ struct exec_options {
 	char settings[32768]; // CETKVM_OPTIONS
 };
 
-enum { OPTION_CPU = 256, OPTION_TRACE, OPTION_SYMBOLS, OPTION_GRAIN, OPTION_KVM_ABI, OPTION_HELP };
+enum { OPTION_CPU = 256, OPTION_CLIENT_CPUID, OPTION_TRACE, OPTION_SYMBOLS, OPTION_GRAIN, OPTION_KVM_ABI, OPTION_HELP };
 
 static const struct option long_options[] = {
 	{ "cpu", required_argument, NULL, OPTION_CPU },
+	{ "client-cpuid", no_argument, NULL, OPTION_CLIENT_CPUID },
 	{ "trace", required_argument, NULL, OPTION_TRACE },
 	{ "symbols", required_argument, NULL, OPTION_SYMBOLS },
 	{ "grain", required_argument, NULL, OPTION_GRAIN },
@@ -70,6 +71,8 @@ static int take_option(struct exec_options *options, int option)
 	case OPTION_CPU:
 		options->cpu = optarg;
 		return 0;
+	case OPTION_CLIENT_CPUID:
+		return add_setting(options, "client-cpuid", "on");
 	case OPTION_TRACE:
 		return strcmp(optarg, "cp") ? bad("--trace", optarg, "cp") : add_setting(options, "trace-cp", "on");
 	case OPTION_SYMBOLS:

@@ -70,6 +70,8 @@ static const char exec_help[] =
 	"                         what KVM_GET_SUPPORTED_CPUID offers the program (default: host, with\n"
 	"                         this machine's vendor, for programs ask the processor themselves too);\n"
 	"                         or --cpu list\n"
+	"  --client-cpuid         the program's own CPUID instructions answer the same, and that the\n"
+	"                         processor can virtualize: for kvmtool, and models of another vendor\n"
 	"  --grain block|single   translate blocks (default) or instruction by instruction\n"
 	"  --kvm-abi GENERATION   KVM_GET_XSAVE and KVM_SET_XSAVE: over-saving, strict or constrained\n"
 	"  --trace cp             explain every control-protection exception on standard error\n"

@@ -58,6 +58,10 @@ void cancel_leave(void);
 // The client limits its own system calls: say that this may not go well (seccomp.c).
 void seccomp_seen(void);
 
+// CPUID in the client's own code (client_cpuid.c). For the handler of SIGILL: was it one?
+void client_cpuid_start(void);
+bool client_cpuid_fault(void *context);
+
 // Files that only exist for clients of `cetkvm exec` (paths.c).
 enum path_kind { PATH_OTHER, PATH_KVM, PATH_PARAMETER };
 enum path_kind path_classify(int directory, const char *path, const char **content);

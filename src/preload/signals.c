@@ -106,6 +106,8 @@ static void trampoline(int signal, siginfo_t *info, void *context)
 	int saved = errno;
 	struct action action;
 
+	if (signal == SIGILL && info->si_code > 0 && client_cpuid_fault(context))
+		return;
 	if (!(is_fault(signal) && info->si_code > 0) && cetkvm_signal(signal, info, context)) {
 		errno = saved;
 		return;

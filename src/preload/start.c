@@ -9,9 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+static bool patch_cpuid;
+
 static void set(const char *name, const char *value)
 {
-	if (cetkvm_set_option(name, value) < 0)
+	if (!strcmp(name, "client-cpuid"))
+		patch_cpuid = !strcmp(value, "on");
+	else if (cetkvm_set_option(name, value) < 0)
 		fprintf(stderr, "cetkvm: option %s: %s\n", name, strerror(errno));
 }
 
@@ -33,4 +37,6 @@ __attribute__((constructor)) static void start(void)
 	}
 	free(copy);
 	thread.inside--;
+	if (patch_cpuid)
+		client_cpuid_start();
 }
