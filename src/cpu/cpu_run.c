@@ -828,7 +828,12 @@ static void debug_trace(struct cpu *cpu)
 		cpu->gpr[13], cpu->gpr[14], cpu->gpr[15], cpu_rflags(cpu), cpu->ssp);
 }
 
-static int debug_tracing = -1;
+static bool debug_tracing;
+
+__attribute__((constructor)) static void look_for_tracing(void)
+{
+	debug_tracing = getenv("CETKVM_DEBUG_TRACE");
+}
 
 typedef u64 enter_function(struct cpu *cpu, const u8 *entry);
 
@@ -858,7 +863,7 @@ static void run_blocks(struct cpu *cpu)
 		      (mode & (MODE_SINGLE | MODE_SLOWMEM));
 	struct block *b;
 
-	if (debug_tracing > 0) {
+	if (debug_tracing) {
 		single = true;
 		debug_trace(cpu);
 	}
@@ -897,8 +902,6 @@ enum cpu_exit cpu_run(struct cpu *cpu)
 	struct jit *jit = cpu->jit;
 	sigjmp_buf buf;
 
-	if (debug_tracing < 0)
-		debug_tracing = getenv("CETKVM_DEBUG_TRACE") ? 1 : 0;
 	cpu->exit = 0;
 	cpu->unwind = &buf;
 	jit_running = cpu;

@@ -89,7 +89,7 @@ bool string_next(struct cpu *cpu, const struct insn *insn, u64 n)
 	cpu->replay = false; // accesses of the next iteration are new ones
 	if (!address_truncate(cpu->gpr[RCX], insn->address_size))
 		return false;
-	if (!stepping(cpu) && !cpu->request)
+	if (!stepping(cpu) && !__atomic_load_n(&cpu->request, __ATOMIC_RELAXED))
 		return true;
 	cpu->next_rip = cpu->rip;
 	return false;

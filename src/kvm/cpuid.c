@@ -143,7 +143,7 @@ int cpuid_set_ioctl(struct vcpu *vcpu, const void *client)
 	// What guests have seen does not change any more; saying the same again is fine.
 	if (vcpu->has_run) {
 		result = header.nent == vcpu->cpuid_count &&
-			 !memcmp(entries, vcpu->cpuid, header.nent * sizeof(*entries)) ? 0 : -EINVAL;
+			 (!header.nent || !memcmp(entries, vcpu->cpuid, header.nent * sizeof(*entries))) ? 0 : -EINVAL;
 		goto out;
 	}
 	result = check_entries(own, header.nent);

@@ -302,18 +302,19 @@ int main(int argc, char **argv)
 {
 	double end = seconds() + (argc > 1 ? atof(argv[1]) : 4);
 	uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : (uint64_t)time(NULL);
-	unsigned rounds = 0, fds = 0;
+	unsigned rounds = 0, fds = 0, tasks = 0;
 
 	printf("# seed %llu\n", (unsigned long long)seed);
 	pool = mmap(NULL, (POOL + 1) << 12, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	while (seconds() < end) {
 		round_of(seed, rounds++);
 		if (rounds == 2)
-			fds = entries("/proc/self/fd");
+			fds = entries("/proc/self/fd"), tasks = entries("/proc/self/task");
 	}
 	ok(rounds > 0, "%u machines", rounds);
-	ok(!fds || entries("/proc/self/fd") <= fds, "no descriptor is left over (%u then, %u now)", fds,
+	// All irqfds of the process share one thread and its epoll, which may have come since.
+	ok(!fds || entries("/proc/self/fd") <= fds + 1, "no descriptor is left over (%u then, %u now)", fds,
 	   entries("/proc/self/fd"));
-	ok(entries("/proc/self/task") <= 4, "no thread is left over but the one of all irqfds");
+	ok(!fds || entries("/proc/self/task") <= tasks + 1, "no thread is left over");
 	return done_testing();
 }
