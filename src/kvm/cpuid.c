@@ -124,6 +124,8 @@ int cpuid_set_ioctl(struct vcpu *vcpu, const void *client)
 	struct kvm_cpuid2 header;
 	struct kvm_cpuid_entry2 *entries = NULL;
 	struct cpu_cpuid_entry own[CPU_MAX_CPUID];
+	unsigned count;
+	bool hidden_cet;
 	int result = copy_from_client(&header, client, sizeof(header));
 
 	if (result)
@@ -147,10 +149,14 @@ int cpuid_set_ioctl(struct vcpu *vcpu, const void *client)
 		goto out;
 	}
 	result = check_entries(own, header.nent);
-	if (!result)
-		result = cpuid_set(vcpu->cpu, own, header.nent);
 	if (result)
 		goto out;
+	count = header.nent;
+	hidden_cet = cpuid_make_effective(own, &count);
+	result = cpuid_set(vcpu->cpu, own, count);
+	if (result)
+		goto out;
+	vcpu->hidden_cet = hidden_cet;
 	free(vcpu->cpuid);
 	vcpu->cpuid = entries;
 	vcpu->cpuid_count = header.nent;
