@@ -27,6 +27,12 @@ int cetkvm_close(int fd);
 /* Ends the KVM_RUN in progress on this vCPU, if there is one, with EINTR. Any thread may call it. */
 int cetkvm_kick(int vcpu_fd);
 
+/* The two operations of arch_prctl(2) about guests: ARCH_GET_XCOMP_GUEST_PERM (0x1024) stores the mask of
+ * state components that this process may give guests at `argument`, ARCH_REQ_XCOMP_GUEST_PERM (0x1025)
+ * asks for component number `argument` (18: AMX's tiles, and with them AMX). Before the first vCPU: EBUSY.
+ * EOPNOTSUPP: not a component to be asked for, or this host cannot keep it. ENOSYS: another operation. */
+long cetkvm_arch_prctl(int operation, unsigned long argument);
+
 /* NULL when this host can run guests, else one line that says what it lacks. */
 const char *cetkvm_host_problem(void);
 
@@ -48,9 +54,6 @@ volatile unsigned *cetkvm_stop_word(void);
  *   supported-cpuid  FUNCTION:INDEX:FLAGS:EAX:EBX:ECX:EDX;...   in hexadecimal: what
  *                               KVM_GET_SUPPORTED_CPUID answers. Guests still get nothing that this
  *                               host and library cannot do.
- *   cpuid-policy     FUNCTION:INDEX:REGISTER:BIT:VALUE;...      (the first two in hexadecimal; REGISTER 0
- *                               EAX to 3 EDX): bits that KVM_SET_CPUID2 sets or clears in what a client
- *                               gives a guest. A guest may have CET so though its VMM does not know it.
  *   kvm-abi    over-saving, strict, constrained
  *                               which generation of KVM_GET_XSAVE and KVM_SET_XSAVE: before Linux 5.17,
  *                               before 6.6, and since then (which is the default) */

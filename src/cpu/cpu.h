@@ -366,6 +366,10 @@ struct cpu {
 	sigjmp_buf *unwind;	// cpu_abort()/cpu_raise() jump here; set by cpu_run()
 	u64 icount_debug;
 
+	// AMX: XTILECFG (all 0: TILES_CONFIGURED is 0) and XTILEDATA. Not in use: tile[] is all 0.
+	u8 tile_config[64];
+	bool tile_data_in_use;
+	u8 tile[8][16][64] __attribute__((aligned(64)));
 	u8 fpstate[CPU_FPSTATE_SIZE] __attribute__((aligned(64)));
 	u32 host_mxcsr;		// the thread's own, see cpu_fpu_enter()
 	u16 host_fcw;

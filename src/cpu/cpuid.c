@@ -77,10 +77,14 @@ static const u16 executed_avx512[] = {
 static const u16 on_request[] = { FEATURE_FSRM, FEATURE_MONITOR, FEATURE_MONITORX, FEATURE_MWAIT_EXTENSIONS,
 				  FEATURE_MWAIT_BREAK, FEATURE_FRED };
 
+// Tiles: offered to clients that have permission for such large state, see cpuid_supported().
+static const u16 dynamic_features[] = { FEATURE_AMX_TILE, FEATURE_AMX_INT8, FEATURE_AMX_BF16, FEATURE_XFD };
+
 // What the host is, read once.
 static struct host {
 	bool known;
-	u32 offered[WORD_COUNT]; // without on_request
+	u32 offered[WORD_COUNT]; // without on_request and dynamic_features
+	u32 dynamic[WORD_COUNT];
 	u32 allowed[WORD_COUNT];
 	u64 xcr0, xss;
 } host;
@@ -144,11 +148,16 @@ static const struct host *the_host(void)
 		OFFER(&h, has, executed_avx512);
 		h.xcr0 |= XSTATE_MASK_AVX512;
 	}
-	memcpy(h.allowed, h.offered, sizeof(h.allowed));
+	for (unsigned i = 0; i < sizeof(dynamic_features) / sizeof(dynamic_features[0]); i++)
+		h.dynamic[(dynamic_features[i] - 1) / 32] |= 1u << (dynamic_features[i] - 1) % 32;
+	for (unsigned i = 0; i < WORD_COUNT; i++)
+		h.allowed[i] = h.offered[i] | h.dynamic[i];
 	for (unsigned i = 0; i < sizeof(on_request) / sizeof(on_request[0]); i++)
 		h.allowed[(on_request[i] - 1) / 32] |= 1u << (on_request[i] - 1) % 32;
+	h.xcr0 |= XSTATE_MASK_AMX;
 	// Threads that get here together store the same.
 	memcpy(host.offered, h.offered, sizeof(h.offered));
+	memcpy(host.dynamic, h.dynamic, sizeof(h.dynamic));
 	memcpy(host.allowed, h.allowed, sizeof(h.allowed));
 	host.xcr0 = h.xcr0;
 	host.xss = h.xss;
@@ -200,6 +209,7 @@ const char *cpu_host_problem(void)
 struct list {
 	struct cpu_cpuid_entry *entries;
 	unsigned count, max;
+	bool tiles; // AMX is offered
 };
 
 static void add(struct list *list, u32 function, u32 index, bool significant, const u32 *regs)
@@ -212,11 +222,13 @@ static void add(struct list *list, u32 function, u32 index, bool significant, co
 }
 
 // Registers that are feature words are replaced by what is offered.
-static void offered_words(u32 function, u32 index, u32 *regs)
+static void offered_words(const struct list *list, u32 function, u32 index, u32 *regs)
 {
+	const struct host *h = the_host();
+
 	for (unsigned i = 0; i < WORD_COUNT; i++)
 		if (words[i].function == function && words[i].index == index)
-			regs[words[i].reg] = the_host()->offered[i];
+			regs[words[i].reg] = h->offered[i] | (list->tiles ? h->dynamic[i] : 0);
 }
 
 static void add_caches(struct list *list, bool amd)
@@ -241,10 +253,11 @@ static void add_caches(struct list *list, bool amd)
 static void add_xsave(struct list *list)
 {
 	const struct host *h = the_host();
-	u64 all = h->xcr0 | h->xss;
-	u32 sub0[4] = { h->xcr0, xstate_standard_size(1), xstate_standard_size(h->xcr0),
-			h->xcr0 >> 32 };
-	u32 sub1[4] = { h->offered[WORD_D_1_EAX], xstate_compacted_size(1), h->xss, h->xss >> 32 };
+	u64 xcr0 = list->tiles ? h->xcr0 : h->xcr0 & ~XSTATE_MASK_AMX, all = xcr0 | h->xss;
+	u32 sub0[4] = { xcr0, xstate_standard_size(1), xstate_standard_size(xcr0), xcr0 >> 32 };
+	u32 sub1[4] = { 0, xstate_compacted_size(1), h->xss, h->xss >> 32 };
+
+	offered_words(list, 0xd, 1, sub1);
 
 	add(list, 0xd, 0, true, sub0);
 	add(list, 0xd, 1, true, sub1);
@@ -256,6 +269,16 @@ static void add_xsave(struct list *list)
 			    (u32[]){ c->size, c->offset,
 				     c->supervisor | c->align64 << 1 | c->xfd << 2, 0 });
 	}
+}
+
+// The one palette, and the unit that multiplies tiles.
+static void add_tiles(struct list *list)
+{
+	add(list, 0x1d, 0, true, (u32[]){ 1 /* the highest palette */, 0, 0, 0 });
+	add(list, 0x1d, 1, true,
+	    (u32[]){ 8192 | 1024 << 16 /* bytes of all tiles, of one */, 64 | 8 << 16 /* bytes of a row; tiles */,
+		     16 /* rows */, 0 });
+	add(list, 0x1e, 0, true, (u32[]){ 0, 16 | 64 << 8 /* most rows, most bytes of a column */, 0, 0 });
 }
 
 static void add_hypervisor(struct list *list)
@@ -280,7 +303,7 @@ static void add_extended(struct list *list, bool amd)
 		host_cpuid(function, 0, regs);
 		if (function == 0x80000001) {
 			regs[EBX] = 0;
-			offered_words(function, 0, regs);
+			offered_words(list, function, 0, regs);
 			// AMD repeats leaf 1 here.
 			if (amd)
 				regs[EDX] |= the_host()->offered[WORD_1_EDX] & 0x0183f3ff;
@@ -290,7 +313,7 @@ static void add_extended(struct list *list, bool amd)
 	add(list, 0x80000007, 0, false, (u32[]){ 0, 0, 0, 1u << 8 /* invariant TSC */ });
 	memset(regs, 0, sizeof(regs));
 	regs[EAX] = CPUID_PHYS_BITS | 48 << 8;
-	offered_words(0x80000008, 0, regs);
+	offered_words(list, 0x80000008, 0, regs);
 	add(list, 0x80000008, 0, false, regs);
 	if (amd) // Translated returns are no speculation targets of the guest's, nor its buffers shared.
 		add(list, 0x80000021, 0, false,
@@ -301,36 +324,43 @@ static void add_extended(struct list *list, bool amd)
 
 unsigned cpuid_supported(struct cpu_cpuid_entry *entries, unsigned max)
 {
-	struct list list = { entries, 0, max };
+	return cpuid_supported_with(entries, max, 0);
+}
+
+unsigned cpuid_supported_with(struct cpu_cpuid_entry *entries, unsigned max, u64 dynamic)
+{
+	struct list list = { entries, 0, max, dynamic & XSTATE_MASK(XSTATE_TILEDATA) };
 	u32 regs[4], zero[4] = { 0 };
 	bool amd;
 
 	host_cpuid(0, 0, regs);
 	amd = regs[EBX] == 0x68747541 /* "Auth" */ || regs[EBX] == 0x6f677948 /* "Hygo" */;
-	regs[EAX] = 0xd;
+	regs[EAX] = list.tiles ? 0x1e : 0xd;
 	add(&list, 0, 0, false, regs);
 
 	host_cpuid(1, 0, regs);
 	regs[EBX] = 8 << 8; // CLFLUSH: 64 bytes; APIC id and topology are the VMM's
-	offered_words(1, 0, regs);
+	offered_words(&list, 1, 0, regs);
 	add(&list, 1, 0, false, regs);
 	add_caches(&list, amd);
 	add(&list, 5, 0, false, zero);
 	memset(regs, 0, sizeof(regs));
-	offered_words(6, 0, regs);
+	offered_words(&list, 6, 0, regs);
 	add(&list, 6, 0, false, regs);
 	memset(regs, 0, sizeof(regs));
-	offered_words(7, 0, regs);
+	offered_words(&list, 7, 0, regs);
 	regs[EAX] = 2;
 	add(&list, 7, 0, true, regs);
 	memset(regs, 0, sizeof(regs));
-	offered_words(7, 1, regs);
+	offered_words(&list, 7, 1, regs);
 	add(&list, 7, 1, true, regs);
 	memset(regs, 0, sizeof(regs));
-	offered_words(7, 2, regs);
+	offered_words(&list, 7, 2, regs);
 	add(&list, 7, 2, true, regs);
 	add(&list, 0xb, 0, true, zero);
 	add_xsave(&list);
+	if (list.tiles)
+		add_tiles(&list);
 	add_hypervisor(&list);
 	add_extended(&list, amd);
 	return list.count;

@@ -15,12 +15,12 @@
 #include <Zydis/Zydis.h>
 
 enum operand_kind { OPERAND_NONE, OPERAND_REG, OPERAND_SEG, OPERAND_CR, OPERAND_DR, OPERAND_MEM,
-		    OPERAND_IMM, OPERAND_FAR, OPERAND_VEC };
+		    OPERAND_IMM, OPERAND_FAR, OPERAND_VEC, OPERAND_TILE };
 
 struct operand {
 	u8 kind; // enum operand_kind
 	u8 size; // bytes
-	u8 reg;	 // GPR 0..15, enum seg, CR/DR number, vector register number
+	u8 reg;	 // GPR 0..15, enum seg, CR/DR number, vector register or tile number
 	u8 high; // AH, CH, DH, BH
 };
 
@@ -72,6 +72,7 @@ extern const struct insn_row rows_system[];   // CR/DR/MSR, descriptor tables, C
 extern const struct insn_row rows_segment[];  // MOV Sreg, LDS.., LAR, LSL, VERR, VERW, ARPL
 extern const struct insn_row rows_string[];   // MOVS CMPS STOS LODS SCAS INS OUTS IN OUT
 extern const struct insn_row rows_xsave[];    // XSAVE family, FXSAVE, FNSAVE/FNSTENV..., masked moves, gathers
+extern const struct insn_row rows_amx[];      // tiles
 extern const struct insn_row rows_misc[];     // BOUND, ENTER, BCD, PUSHF/POPF, CLI/STI, RDTSC, RDRAND...
 extern const struct insn_row rows_copy[];     // owned by the translator
 

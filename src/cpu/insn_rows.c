@@ -106,6 +106,7 @@ __attribute__((constructor)) static void collect_rows(void)
 	add(in_c, rows_cet);
 	add(in_c, rows_string);
 	add(in_c, rows_xsave);
+	add(in_c, rows_amx);
 	add(in_c, rows_misc);
 	for (unsigned i = 0; i < sizeof(copied_sets) / sizeof(copied_sets[0]); i++)
 		by_set[copied_sets[i].set] = (struct insn_row){ .kind = INSN_COPY, .flags = copied_sets[i].flags,

@@ -54,6 +54,10 @@ static void decode_register(ZydisRegister reg, struct operand *to)
 		to->kind = OPERAND_VEC;
 		to->reg = reg - ZYDIS_REGISTER_MM0;
 		break;
+	case ZYDIS_REGCLASS_TMM:
+		to->kind = OPERAND_TILE;
+		to->reg = reg - ZYDIS_REGISTER_TMM0;
+		break;
 	default:
 		to->kind = OPERAND_NONE;
 		break;

@@ -2,6 +2,7 @@
 // RESET, INIT and the start-up IPI.
 // SDM: "Processor Management and Initialization": table "IA-32 and Intel 64 Processor States
 // Following Power-up, Reset, or INIT"; Vol. 1 "Control-flow Enforcement Technology" for its MSRs.
+#include "cpu/amx.h"
 #include "cpu/fpu.h"
 #include "cpu/mem.h"
 #include "cpu/msr.h"
@@ -32,6 +33,7 @@ static void reset_segments(struct cpu *cpu)
 static void power_up(struct cpu *cpu)
 {
 	fpu_reset(cpu);
+	amx_reset(cpu);
 	cpu->xcr0 = 1;
 	cpu->xss = cpu->xfd = cpu->xfd_err = 0;
 	cpu->pkru = 0;

@@ -7,6 +7,7 @@
 // SDM lets a processor always save).
 //
 // SDM: "Managing State Using the XSAVE Feature Set", and each instruction's page.
+#include "cpu/amx.h"
 #include "cpu/fpu.h"
 #include "cpu/handlers.h"
 #include "cpu/mem.h"
@@ -41,6 +42,16 @@ static void component_read(struct cpu *cpu, unsigned bit, void *data)
 	case XSTATE_CET_S:
 		memcpy(q, cpu->pl_ssp, 24);
 		break;
+	case XSTATE_TILECFG:
+		amx_config_read(cpu, data);
+		break;
+	case XSTATE_TILEDATA:
+		// Disabled by IA32_XFD it counts as initial, whatever is there.
+		if (cpu->xfd & XSTATE_MASK(XSTATE_TILEDATA))
+			memset(data, 0, sizeof(cpu->tile));
+		else
+			memcpy(data, cpu->tile, sizeof(cpu->tile));
+		break;
 	default:
 		if (in_fpstate(bit))
 			memcpy(data, fpu_component(cpu, bit), xstate_component(bit)->size);
@@ -58,6 +69,10 @@ static bool component_in_use(struct cpu *cpu, unsigned bit)
 		return cpu->u_cet || cpu->pl_ssp[3];
 	case XSTATE_CET_S:
 		return cpu->pl_ssp[0] || cpu->pl_ssp[1] || cpu->pl_ssp[2];
+	case XSTATE_TILECFG:
+		return amx_configured(cpu);
+	case XSTATE_TILEDATA:
+		return cpu->tile_data_in_use;
 	default:
 		return in_fpstate(bit) && (fpu_xstate_bv(cpu) >> bit & 1);
 	}
@@ -108,6 +123,12 @@ static void component_write(struct cpu *cpu, unsigned bit, const void *data, uns
 	case XSTATE_CET_S:
 		memcpy(cpu->pl_ssp, q, 24);
 		break;
+	case XSTATE_TILECFG:
+		amx_config_write(cpu, data);
+		break;
+	case XSTATE_TILEDATA:
+		amx_data_write(cpu, data);
+		break;
 	default:
 		memcpy(fpu_component(cpu, bit), data, bytes);
 		fpu_dirty(cpu, XSTATE_MASK(bit));
@@ -116,9 +137,11 @@ static void component_write(struct cpu *cpu, unsigned bit, const void *data, uns
 
 static void component_init(struct cpu *cpu, unsigned bit, unsigned bytes)
 {
-	static const u64 zero[1024];
+	static const u64 zero[8];
 
-	if (!in_fpstate(bit))
+	if (bit == XSTATE_TILEDATA)
+		amx_data_write(cpu, NULL);
+	else if (!in_fpstate(bit))
 		component_write(cpu, bit, zero, bytes);
 	else if (bytes == xstate_component(bit)->size)
 		fpu_init_component(cpu, bit);
@@ -381,7 +404,7 @@ static void restore_checked(struct cpu *cpu, const struct insn *insn, u64 allowe
 				xstate_standard_size(r.load), false);
 	disabled = r.load & cpu->xfd;
 	if (disabled) {
-		cpu->xfd_err |= disabled;
+		cpu->xfd_err = disabled;
 		cpu_raise(cpu, VECTOR_NM);
 	}
 	for (unsigned i = 0; i < XSTATE_BITS; i++)

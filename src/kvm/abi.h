@@ -27,6 +27,17 @@ struct kvm_userspace_memory_region2 {
 #define KVM_CLOCK_HOST_TSC (1 << 3)
 #endif
 
+#ifndef ARCH_GET_XCOMP_GUEST_PERM
+#define ARCH_GET_XCOMP_GUEST_PERM 0x1024
+#define ARCH_REQ_XCOMP_GUEST_PERM 0x1025
+#endif
+#ifndef KVM_CAP_SYS_ATTRIBUTES
+#define KVM_CAP_SYS_ATTRIBUTES 209
+#endif
+#ifndef KVM_X86_XCOMP_GUEST_SUPP
+#define KVM_X86_XCOMP_GUEST_SUPP 0
+#endif
+
 #define KVM_REG_ARCH_X86 0x2000000000000000ull
 #define KVM_REG_X86_TYPE_MSR 2
 #define KVM_REG_X86_TYPE_KVM 3

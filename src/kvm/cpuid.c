@@ -4,6 +4,7 @@
 #include "cpu/features.h"
 #include "cpu/system.h"
 #include "kvm/generation.h"
+#include "kvm/guest_fpu.h"
 #include "kvm/kvm.h"
 
 #include <errno.h>
@@ -72,13 +73,43 @@ int cpuid_set_supported(const char *text)
 	return 0;
 }
 
+// AMX is for processes that have permission for its state.
+static void take_tiles_away(struct cpu_cpuid_entry *entries, unsigned *count)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < *count; i++) {
+		struct cpu_cpuid_entry e = entries[i];
+
+		if (e.function == 0x1d || e.function == 0x1e ||
+		    (e.function == 0xd && (e.index == XSTATE_TILECFG || e.index == XSTATE_TILEDATA)))
+			continue;
+		if (e.function == 7 && e.index == 0)
+			e.edx &= ~(1u << 22 | 1u << 24 | 1u << 25);
+		if (e.function == 0xd && e.index == 0) {
+			e.eax &= ~(u32)XSTATE_MASK_AMX;
+			e.ecx = xstate_standard_size(e.eax);
+		}
+		if (e.function == 0xd && e.index == 1)
+			e.eax &= ~(1u << 4);
+		entries[n++] = e;
+	}
+	*count = n;
+}
+
 int cpuid_supported_ioctl(void *client)
 {
 	struct cpu_cpuid_entry entries[CPU_MAX_CPUID];
-	unsigned count = cpuid_supported(entries, CPU_MAX_CPUID);
+	u64 permitted = guest_fpu_permitted();
+	unsigned count = cpuid_supported_with(entries, CPU_MAX_CPUID, permitted);
 
-	if (wanted_count)
-		return put_entries(client, wanted, wanted_count);
+	if (wanted_count) {
+		memcpy(entries, wanted, sizeof(entries));
+		count = wanted_count;
+		if (!(permitted & XSTATE_MASK(XSTATE_TILEDATA)))
+			take_tiles_away(entries, &count);
+		return put_entries(client, entries, count);
+	}
 	for (unsigned i = 0; i < count; i++)
 		if (entries[i].function == KVM_CPUID_FEATURES)
 			entries[i].eax |= PV_UNHALT;
@@ -119,13 +150,20 @@ static int check_entries(const struct cpu_cpuid_entry *entries, unsigned count)
 	return 0;
 }
 
+// User components that the guest's CPUID enumerates.
+static u64 components_of(const struct cpu_cpuid_entry *entries, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++)
+		if (entries[i].function == 0xd && entries[i].index == 0)
+			return (u64)entries[i].edx << 32 | entries[i].eax;
+	return 0;
+}
+
 int cpuid_set_ioctl(struct vcpu *vcpu, const void *client)
 {
 	struct kvm_cpuid2 header;
 	struct kvm_cpuid_entry2 *entries = NULL;
 	struct cpu_cpuid_entry own[CPU_MAX_CPUID];
-	unsigned count;
-	bool hidden_cet;
 	int result = copy_from_client(&header, client, sizeof(header));
 
 	if (result)
@@ -149,14 +187,12 @@ int cpuid_set_ioctl(struct vcpu *vcpu, const void *client)
 		goto out;
 	}
 	result = check_entries(own, header.nent);
+	if (!result)
+		result = guest_fpu_enable(vcpu, components_of(own, header.nent));
+	if (!result)
+		result = cpuid_set(vcpu->cpu, own, header.nent);
 	if (result)
 		goto out;
-	count = header.nent;
-	hidden_cet = cpuid_make_effective(own, &count);
-	result = cpuid_set(vcpu->cpu, own, count);
-	if (result)
-		goto out;
-	vcpu->hidden_cet = hidden_cet;
 	free(vcpu->cpuid);
 	vcpu->cpuid = entries;
 	vcpu->cpuid_count = header.nent;

@@ -17,7 +17,7 @@ u64 xsave_supported(void)
 
 unsigned xsave_size(const struct vm *vm)
 {
-	unsigned size = guest_fpu_configs()->user.default_size;
+	unsigned size = xstate_standard_size(guest_fpu_permitted());
 
 	return size < XSTATE_UABI_MIN_SIZE ? XSTATE_UABI_MIN_SIZE : size;
 }

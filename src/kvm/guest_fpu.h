@@ -8,6 +8,12 @@
 
 // What this host can keep for guests. The same for all.
 const struct xstate_configs *guest_fpu_configs(void);
+// User components that this process may give guests; and asking for one more: 0, or -EINVAL, -EOPNOTSUPP,
+// -EBUSY as arch_prctl() says it (see xstate_permission_request()).
+u64 guest_fpu_permitted(void);
+int guest_fpu_request(unsigned bit);
+// The guest's CPUID has these components: makes room for those that are dynamic. -EPERM, -ENOMEM.
+int guest_fpu_enable(struct vcpu *vcpu, u64 components);
 bool guest_fpu_create(struct vcpu *vcpu); // false: no memory
 void guest_fpu_load(struct vcpu *vcpu);	  // the registers hold the state after this
 void guest_fpu_put(struct vcpu *vcpu);	  // the image does

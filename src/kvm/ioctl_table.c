@@ -8,6 +8,7 @@
 #include "cpu/fpu.h"
 #include "cpu/msr.h"
 #include "cpu/system.h"
+#include "kvm/guest_fpu.h"
 #include "kvm/kvm.h"
 
 #include <errno.h>
@@ -61,6 +62,19 @@ HANDLER(get_mce_cap)
 
 	return copy_to_client(c->client, &cap, sizeof(cap));
 }
+
+// Of the system there is one attribute: the components that guests can have with permission.
+static long system_attribute(const struct kvm_device_attr *attr, bool get)
+{
+	u64 supported = xsave_supported();
+
+	if (attr->group || attr->attr != KVM_X86_XCOMP_GUEST_SUPP)
+		return -ENXIO;
+	return get ? copy_to_client((void *)attr->addr, &supported, sizeof(supported)) : 0;
+}
+
+HANDLER(get_system_attr) { return system_attribute(c->arg, true); }
+HANDLER(has_system_attr) { return system_attribute(c->arg, false); }
 
 // ---- VM ----
 HANDLER(set_user_memory_region) { return memslot_set(c->vm, c->arg); }
@@ -466,6 +480,8 @@ static const struct ioctl_row rows[] = {
 	ROW(KVM_GET_MSR_FEATURE_INDEX_LIST, FD_SYSTEM, ARRAY, get_msr_feature_list),
 	ROW(KVM_GET_MSRS, FD_SYSTEM, ARRAY, get_feature_msrs),
 	ROW(KVM_X86_GET_MCE_CAP_SUPPORTED, FD_SYSTEM, ARRAY, get_mce_cap),
+	ROW(KVM_GET_DEVICE_ATTR, FD_SYSTEM, 0, get_system_attr, "KVM_X86_XCOMP_GUEST_SUPP"),
+	ROW(KVM_HAS_DEVICE_ATTR, FD_SYSTEM, 0, has_system_attr),
 
 	ROW(KVM_CHECK_EXTENSION, FD_VM, 0, check_extension),
 	ROW(KVM_SET_USER_MEMORY_REGION, FD_VM, 0, set_user_memory_region),

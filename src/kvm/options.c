@@ -29,8 +29,6 @@ __attribute__((visibility("default"))) int cetkvm_set_option(const char *name, c
 		good = two_words(value, "block", "single", &option_single_grain);
 	} else if (!strcmp(name, "supported-cpuid")) {
 		good = !cpuid_set_supported(value);
-	} else if (!strcmp(name, "cpuid-policy")) {
-		good = !cpuid_set_policy(value);
 	} else if (!strcmp(name, "kvm-abi")) {
 		good = generation_by_name(value, &option_generation);
 	} else if (!strcmp(name, "symbols")) {

@@ -100,7 +100,7 @@ static void set_tables_and_segments(struct cpu *cpu, const struct kvm_sregs *s)
 static int common_set(struct vcpu *vcpu, const struct kvm_sregs *s)
 {
 	struct cpu *cpu = vcpu->cpu;
-	u64 old_efer = cpu->efer, old_cr0 = cpu->cr0;
+	u64 old_efer = cpu->efer;
 
 	if (!cpu_sregs_valid(cpu, s->cr0, s->cr3, s->cr4, s->efer, s->cs.l))
 		return -EINVAL;
@@ -116,8 +116,6 @@ static int common_set(struct vcpu *vcpu, const struct kvm_sregs *s)
 	    cpu_set_cr3(cpu, s->cr3, BY_HOST))
 		return -EINVAL;
 	set_tables_and_segments(cpu, s);
-	if (vcpu->hidden_cet && (old_cr0 & ~s->cr0 & CR0_PE))
-		hidden_cet_reset(vcpu);
 	cpu->ops->set_cr8(vcpu, s->cr8 & 15);
 	vcpu->exit_to_user = false;
 	// A boot processor that user space has put to its reset vector is to run.

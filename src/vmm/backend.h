@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#define REQUEST_GUEST_PERMISSION 0x1025 // ARCH_REQ_XCOMP_GUEST_PERM
+
 struct kvm_backend {
 	const char *name; // for messages
 	bool any_vendor;  // serves processors of any vendor, whatever the host's
@@ -19,6 +21,8 @@ struct kvm_backend {
 	int (*close)(int fd);
 	// Ends KVM_RUN on a vCPU whose thread has been sent a signal. NULL: the signal does it alone.
 	void (*kick)(int vcpu_fd);
+	// Asks for permission to give guests the state component (arch_prctl(2)). 0, or -1: there is none.
+	int (*permit)(unsigned component);
 	// What no kernel has: "trace-cp", "symbols", "grain", "kvm-abi". Before open(). NULL for a device.
 	int (*set_option)(const char *name, const char *value);
 };

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static const char *device_path;
@@ -19,6 +20,11 @@ static int device_ioctl(int fd, unsigned long request, void *argument)
 	return ioctl(fd, request, argument);
 }
 
+static int device_permit(unsigned component)
+{
+	return (int)syscall(SYS_arch_prctl, REQUEST_GUEST_PERMISSION, component);
+}
+
 const struct kvm_backend *kvm_backend_device(const char *path)
 {
 	static struct kvm_backend backend = {
@@ -26,6 +32,7 @@ const struct kvm_backend *kvm_backend_device(const char *path)
 		.ioctl = device_ioctl,
 		.mmap = mmap,
 		.close = close,
+		.permit = device_permit,
 	};
 
 	device_path = path;

@@ -39,6 +39,11 @@ static void library_kick(int vcpu_fd)
 	cetkvm_kick(vcpu_fd);
 }
 
+static int library_permit(unsigned component)
+{
+	return (int)cetkvm_arch_prctl(REQUEST_GUEST_PERMISSION, component);
+}
+
 const struct kvm_backend *kvm_backend_library(void)
 {
 	static const struct kvm_backend backend = {
@@ -50,6 +55,7 @@ const struct kvm_backend *kvm_backend_library(void)
 		.mmap = library_mmap,
 		.close = library_close,
 		.kick = library_kick,
+		.permit = library_permit,
 		.set_option = library_set_option,
 	};
 

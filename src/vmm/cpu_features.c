@@ -52,7 +52,7 @@ const struct cpu_feature cpu_features[] = {
 
 	F("fsrm", 7, 0, EDX, 4, NULL), F("avx512_vp2intersect", 7, 0, EDX, 8, "avx512f"),
 	F("md_clear", 7, 0, EDX, 10, NULL), F("serialize", 7, 0, EDX, 14, NULL),
-	F("tsxldtrk", 7, 0, EDX, 16, NULL), F("ibt", 7, 0, EDX, 20, "xsaves"),
+	F("tsxldtrk", 7, 0, EDX, 16, NULL), F("ibt", 7, 0, EDX, 20, NULL),
 	F("amx_bf16", 7, 0, EDX, 22, "amx_tile"), F("avx512_fp16", 7, 0, EDX, 23, "avx512bw"),
 	F("amx_tile", 7, 0, EDX, 24, "xsave"), F("amx_int8", 7, 0, EDX, 25, "amx_tile"),
 	F("spec_ctrl", 7, 0, EDX, 26, NULL), F("intel_stibp", 7, 0, EDX, 27, "spec_ctrl"),
@@ -242,4 +242,11 @@ int cpu_choice_parse(struct cpu_choice *choice, const char *text)
 			return -1;
 		}
 	return 0;
+}
+
+bool cpu_choice_wants(const struct cpu_choice *choice, const char *feature)
+{
+	int i = cpu_feature_find(feature, strlen(feature));
+
+	return i >= 0 && choice->wanted[i] && !choice->refused[i];
 }

@@ -46,5 +46,7 @@ struct cpu_choice {
 
 // Writes one line and returns -1 if the text names what does not exist.
 int cpu_choice_parse(struct cpu_choice *choice, const char *text);
+// Does it ask for the feature, by the model or by name?
+bool cpu_choice_wants(const struct cpu_choice *choice, const char *feature);
 
 #endif

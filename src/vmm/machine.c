@@ -152,6 +152,9 @@ static int machine_create_vcpus(struct machine *machine)
 	}
 	if (cpu_choice_parse(&choice, machine->config->cpu) < 0)
 		return VMM_EXIT_BAD_INPUT;
+	// Only who asks for permission is told of AMX. What comes of it shows in the CPUID.
+	if (cpu_choice_wants(&choice, "amx_tile") && kvm->permit)
+		(void)kvm->permit(COMPONENT_TILEDATA);
 	machine->cpuid = cpuid_supported(kvm, machine->kvm_fd);
 	emulated = cpuid_emulated(kvm, machine->kvm_fd);
 	if (!machine->cpuid || !emulated)

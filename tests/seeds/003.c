@@ -129,6 +129,7 @@ static void regression_tests(void)
 		   without & NO_XSAVE ? ", no XSAVE" : "", without & NO_AVX ? ", no AVX" : "");
 		machine_end(&fresh);
 	}
+	all |= 1 << 17; // tile configuration is the host's; only the tiles need permission to show in CPUID
 	for (unsigned bit = 0; bit < 64; bit++) {
 		*xsave_word(&image, XSTATE_BV) = 1ull << bit;
 		if (error_of(call(m.vcpu, KVM_SET_XSAVE, &image)) != (all >> bit & 1 ? 0 : EINVAL)) {
