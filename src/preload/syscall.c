@@ -5,6 +5,7 @@
 #include "preload/preload.h"
 
 #include "base/futex.h"
+#include "cetkvm/cetkvm.h"
 
 #include <errno.h>
 #include <linux/openat2.h>
@@ -20,6 +21,9 @@
 #include <unistd.h>
 
 #define NUMBERS 448
+// arch_prctl()'s operations on what a process may give guests: ARCH_{GET,REQ}_XCOMP_GUEST_PERM.
+#define XCOMP_GET_GUEST 0x1024
+#define XCOMP_REQUEST_GUEST 0x1025
 
 // A bit for each number that syscall_ours() knows.
 uint64_t syscall_numbers[NUMBERS / 64] __attribute__((visibility("hidden"))) = {
@@ -30,7 +34,7 @@ uint64_t syscall_numbers[NUMBERS / 64] __attribute__((visibility("hidden"))) = {
 	WORD(SYS_dup2, word) | WORD(SYS_fcntl, word) | WORD(SYS_prctl, word) | WORD(SYS_openat, word) | \
 	WORD(SYS_newfstatat, word) | WORD(SYS_faccessat, word) | WORD(SYS_dup3, word) | \
 	WORD(SYS_seccomp, word) | WORD(SYS_statx, word) | WORD(SYS_close_range, word) | \
-	WORD(SYS_openat2, word) | WORD(SYS_faccessat2, word)
+	WORD(SYS_openat2, word) | WORD(SYS_faccessat2, word) | WORD(SYS_arch_prctl, word)
 	WORDS(0), WORDS(1), WORDS(2), WORDS(3), WORDS(4), WORDS(5), WORDS(6),
 };
 
@@ -91,6 +95,11 @@ long syscall_ours(long number, long a, long b, long c, long d, long e, long f)
 			return path_open(kind, content, (int)how->flags);
 		break;
 	}
+	case SYS_arch_prctl:
+		// Guests' state is ours to permit, whatever the host's processor has.
+		if ((a == XCOMP_GET_GUEST || a == XCOMP_REQUEST_GUEST) && !thread.inside)
+			return cetkvm_arch_prctl((int)a, (unsigned long)b);
+		break;
 	case SYS_prctl:
 		if (a == PR_SET_SECCOMP && !thread.inside)
 			seccomp_seen();
@@ -101,6 +110,12 @@ long syscall_ours(long number, long a, long b, long c, long d, long e, long f)
 		break;
 	}
 	return as_libc(raw_syscall6(number, a, b, c, d, e, f));
+}
+
+int arch_prctl(int operation, unsigned long argument); // which no header declares
+EXPORT int arch_prctl(int operation, unsigned long argument)
+{
+	return (int)syscall_ours(SYS_arch_prctl, operation, (long)argument, 0, 0, 0, 0);
 }
 
 long syscall_failed(long result) __attribute__((visibility("hidden")));
