@@ -366,6 +366,27 @@ unsigned cpuid_supported_with(struct cpu_cpuid_entry *entries, unsigned max, u64
 	return list.count;
 }
 
+// The words of `on_request`, in the order of their leaves.
+unsigned cpuid_emulated(struct cpu_cpuid_entry *entries, unsigned max)
+{
+	static const struct { u32 function; bool significant; } leaves[] = { { 1, false }, { 5, false }, { 7, true },
+									     { 0x80000001, false } };
+	struct list list = { entries, 0, max, false };
+
+	for (unsigned leaf = 0; leaf < sizeof(leaves) / sizeof(leaves[0]); leaf++) {
+		u32 regs[4] = { 0 };
+
+		for (unsigned i = 0; i < sizeof(on_request) / sizeof(on_request[0]); i++) {
+			const struct word *word = &words[(on_request[i] - 1) / 32];
+
+			if (word->function == leaves[leaf].function)
+				regs[word->reg] |= 1u << (on_request[i] - 1) % 32;
+		}
+		add(&list, leaves[leaf].function, 0, leaves[leaf].significant, regs);
+	}
+	return list.count;
+}
+
 // ---- the guest's ----
 
 struct cpu_cpuid_entry *cpuid_find(struct cpu *cpu, u32 function, u32 index)

@@ -40,6 +40,8 @@ unsigned cpuid_supported(struct cpu_cpuid_entry *entries, unsigned max);
 // The same with the components of `dynamic` (XCR0 bits) that a process has to have permission for, and
 // the features that need them.
 unsigned cpuid_supported_with(struct cpu_cpuid_entry *entries, unsigned max, u64 dynamic);
+// KVM_GET_EMULATED_CPUID: features that guests may have, but are better off without.
+unsigned cpuid_emulated(struct cpu_cpuid_entry *entries, unsigned max);
 // May a guest on this host have the feature (an enum cpu_feature)?
 bool cpuid_offers(unsigned feature);
 // Takes a guest's CPUID (KVM_SET_CPUID2): 0, or -EINVAL/-E2BIG. Recomputes features, masks.

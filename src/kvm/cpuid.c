@@ -116,6 +116,28 @@ int cpuid_supported_ioctl(void *client)
 	return put_entries(client, entries, count);
 }
 
+static int check_padding(const void *client)
+{
+	struct kvm_cpuid2 header;
+	struct kvm_cpuid_entry2 entry;
+	int result = copy_from_client(&header, client, sizeof(header));
+
+	for (unsigned i = 0; !result && i < header.nent && i < CPU_MAX_CPUID; i++) {
+		result = copy_from_client(&entry, client_at(client, sizeof(header) + i * sizeof(entry)), sizeof(entry));
+		if (!result && (entry.padding[0] || entry.padding[1] || entry.padding[2]))
+			result = -EINVAL;
+	}
+	return result;
+}
+
+int cpuid_emulated_ioctl(void *client)
+{
+	struct cpu_cpuid_entry entries[CPU_MAX_CPUID];
+	int result = check_padding(client);
+
+	return result ? result : put_entries(client, entries, cpuid_emulated(entries, CPU_MAX_CPUID));
+}
+
 int cpuid_get_ioctl(struct vcpu *vcpu, void *client)
 {
 	cpuid_refresh(vcpu->cpu);

@@ -52,6 +52,7 @@ HANDLER(create_vm) { return c->value > 0xffffffffu ? -EINVAL : vm_create((u32)c-
 HANDLER(get_vcpu_mmap_size) { return 3 * PAGE_SIZE; }
 HANDLER(check_extension) { return capability(c->vm, c->value); }
 HANDLER(get_supported_cpuid) { return cpuid_supported_ioctl(c->client); }
+HANDLER(get_emulated_cpuid) { return cpuid_emulated_ioctl(c->client); }
 HANDLER(get_msr_index_list) { return msr_list_ioctl(c->client, false); }
 HANDLER(get_msr_feature_list) { return msr_list_ioctl(c->client, true); }
 HANDLER(get_feature_msrs) { return msrs_ioctl(NULL, c->client, false); }
@@ -476,6 +477,7 @@ static const struct ioctl_row rows[] = {
 	ROW(KVM_GET_VCPU_MMAP_SIZE, FD_SYSTEM, NO_ARG, get_vcpu_mmap_size),
 	ROW(KVM_CHECK_EXTENSION, FD_SYSTEM, 0, check_extension),
 	ROW(KVM_GET_SUPPORTED_CPUID, FD_SYSTEM, ARRAY, get_supported_cpuid),
+	ROW(KVM_GET_EMULATED_CPUID, FD_SYSTEM, ARRAY, get_emulated_cpuid, "features that are there on request only"),
 	ROW(KVM_GET_MSR_INDEX_LIST, FD_SYSTEM, ARRAY, get_msr_index_list),
 	ROW(KVM_GET_MSR_FEATURE_INDEX_LIST, FD_SYSTEM, ARRAY, get_msr_feature_list),
 	ROW(KVM_GET_MSRS, FD_SYSTEM, ARRAY, get_feature_msrs),

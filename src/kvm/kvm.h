@@ -386,6 +386,7 @@ int lapic_base_set(struct vcpu *vcpu, u64 value, bool host);
 unsigned msr_index_list(u32 *list, unsigned max);
 int cpuid_set_supported(const char *text); // the option "supported-cpuid"; -EINVAL
 int cpuid_supported_ioctl(void *client);
+int cpuid_emulated_ioctl(void *client);
 int cpuid_set_ioctl(struct vcpu *vcpu, const void *client);
 int cpuid_get_ioctl(struct vcpu *vcpu, void *client);
 long msrs_ioctl(struct vcpu *vcpu, void *client, bool write); // vcpu NULL: feature MSRs

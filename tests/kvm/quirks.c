@@ -25,6 +25,17 @@ int main(void)
 	ok(exits & KVM_X86_DISABLE_EXITS_MWAIT, "exits that can be disabled: MWAIT");
 	is(enable(m.vm, KVM_CAP_X86_DISABLE_EXITS, exits), 0, "disable them");
 	is(enable(m.vm, KVM_CAP_X86_DISABLE_EXITS, 1 << 20), EINVAL, "an unknown one");
+	struct kvm_cpuid2 *emulated = calloc(1, sizeof(*emulated) + 100 * sizeof(emulated->entries[0]));
+	emulated->nent = 1;
+	is(call(m.vm, KVM_CHECK_EXTENSION, (void *)KVM_CAP_EXT_EMUL_CPUID), 1, "KVM_CAP_EXT_EMUL_CPUID");
+	is(error_of(call(m.kvm, KVM_GET_EMULATED_CPUID, emulated)), E2BIG, "too small");
+	emulated->nent = 100;
+	emulated->entries[7].padding[1] = 1;
+	is(error_of(call(m.kvm, KVM_GET_EMULATED_CPUID, emulated)), EINVAL, "padding is 0");
+	emulated->entries[7].padding[1] = 0;
+	is(call(m.kvm, KVM_GET_EMULATED_CPUID, emulated), 0, "KVM_GET_EMULATED_CPUID");
+	ok(cpuid_entry(emulated, 1, 0)->ecx == 8 && cpuid_entry(emulated, 7, 0)->edx == 1 << 4, "MONITOR and FSRM");
+	free(emulated);
 	machine_end(&m);
 
 	machine_start(&m, 0);
