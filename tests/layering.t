@@ -17,7 +17,9 @@ MAY_CALL = {
     # The next two see KVM only as its clients do: through include/cetkvm/, the public API.
     'preload': {'base'},
     'vmm': {'base'},
-    'cli': {'vmm', 'preload', 'base'},
+    # A client of KVM by the same door as the VMM, and in need of its CPU models.
+    'fleet': {'vmm', 'base'},
+    'cli': {'vmm', 'fleet', 'preload', 'base'},
 }
 PUBLIC = re.compile(r'^cetkvm_')
 PUBLIC_USERS = {'preload', 'vmm', 'cli'}

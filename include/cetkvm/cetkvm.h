@@ -54,6 +54,9 @@ volatile unsigned *cetkvm_stop_word(void);
  *   supported-cpuid  FUNCTION:INDEX:FLAGS:EAX:EBX:ECX:EDX;...   in hexadecimal: what
  *                               KVM_GET_SUPPORTED_CPUID answers. Guests still get nothing that this
  *                               host and library cannot do.
+ *   host-cpuid  (the same)      the host itself is one that has no more than this: it offers no more,
+ *                               and guests and the state of others are given no more, whatever their
+ *                               CPUID says. EBUSY after the first virtual machine of the process.
  *   kvm-abi    over-saving, strict, constrained
  *                               which generation of KVM_GET_XSAVE and KVM_SET_XSAVE: before Linux 5.17,
  *                               before 6.6, and since then (which is the default) */

@@ -10,6 +10,7 @@
 // Subcommands: argv[0] is the subcommand's name. They return the exit status.
 int cli_run(int argc, char **argv);
 int cli_exec(int argc, char **argv);
+int cli_fleet(int argc, char **argv);
 int cli_doctor(int argc, char **argv);
 
 // Texts. topic NULL: the overview. cli_help returns -1 if there is no such topic.

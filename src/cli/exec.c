@@ -94,11 +94,10 @@ static int take_option(struct exec_options *options, int option)
 static int set_cpu(struct exec_options *options)
 {
 	const struct kvm_backend *kvm = kvm_backend_library();
-	static char text[CPUID_ENTRIES_MAX * 64];
 	struct kvm_cpuid2 *cpuid = NULL, *emulated = NULL;
 	struct cpu_choice choice;
-	size_t length = 0;
 	int result = -1, fd;
+	char *text;
 
 	if (cpu_choice_parse(&choice, options->cpu) < 0)
 		return -1;
@@ -113,13 +112,9 @@ static int set_cpu(struct exec_options *options)
 	cpuid = cpuid_supported(kvm, fd);
 	emulated = cpuid_emulated(kvm, fd);
 	if (cpuid && emulated && !cpuid_apply_choice(cpuid, emulated, &choice, true)) {
-		for (unsigned i = 0; i < cpuid->nent; i++) {
-			const struct kvm_cpuid_entry2 *e = &cpuid->entries[i];
-
-			length += (size_t)snprintf(text + length, sizeof(text) - length, "%x:%x:%x:%x:%x:%x:%x;", e->function,
-						   e->index, e->flags, e->eax, e->ebx, e->ecx, e->edx);
-		}
-		result = add_setting(options, "supported-cpuid", text);
+		text = cpuid_to_text(cpuid);
+		result = text ? add_setting(options, "supported-cpuid", text) : -1;
+		free(text);
 	}
 	free(cpuid);
 	free(emulated);

@@ -16,6 +16,7 @@ static const char overview[] =
 	"commands:\n"
 	"  run      boot a guest: a kernel, a shell in it, or one program of this host\n"
 	"  exec     run a program that uses KVM, such as QEMU, with KVM served by cetkvm\n"
+	"  fleet    move a guest through a fleet of hosts and see what becomes of its state\n"
 	"  doctor   say what this machine can do, and for which programs\n"
 	"  help     explain a command: cetkvm help run\n"
 	"\n"
@@ -82,6 +83,25 @@ static const char exec_help[] =
 	"\n"
 	"exit status: the program's; 2 if it cannot be started or reached.\n";
 
+static const char fleet_help[] =
+	"usage: cetkvm fleet [OPTION...] SCENARIO|FILE\n"
+	"       cetkvm fleet --list\n"
+	"\n"
+	"Moves a guest that holds patterns in all its state, and a live shadow stack, from host to host\n"
+	"through the KVM ioctls, and says what became of each component: kept, lost, corrupted, refused.\n"
+	"Hosts and path come from a text file: see cetkvm-fleet(5).\n"
+	"\n"
+	"  --list                 the scenarios that come along\n"
+	"  --json FILE            write the report as JSON too (- is standard output, and nothing else)\n"
+	"  --html FILE            write it as a page too\n"
+	"  --quiet                no table\n"
+	"\n"
+	"try:\n"
+	"  cetkvm fleet silent-corruption --html report.html\n"
+	"\n"
+	"exit status: 0; 1 if the outcome is not the one that the file expects; 2 for bad input; 4 if KVM\n"
+	"or a report failed.\n";
+
 static const char doctor_help[] =
 	"usage: cetkvm doctor [PROGRAM]\n"
 	"       cetkvm doctor --ioctls\n"
@@ -96,7 +116,7 @@ int cli_help(FILE *output, const char *topic)
 {
 	static const struct {
 		const char *topic, *text;
-	} texts[] = { { "run", run_help }, { "exec", exec_help }, { "doctor", doctor_help }, { "help", overview } };
+	} texts[] = { { "run", run_help }, { "exec", exec_help }, { "fleet", fleet_help }, { "doctor", doctor_help }, { "help", overview } };
 	unsigned i;
 
 	if (!topic) {

@@ -12,6 +12,7 @@ static const struct {
 } commands[] = {
 	{ "run", cli_run },
 	{ "exec", cli_exec },
+	{ "fleet", cli_fleet },
 	{ "doctor", cli_doctor },
 };
 

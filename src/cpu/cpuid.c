@@ -165,6 +165,38 @@ static const struct host *the_host(void)
 	return &host;
 }
 
+static u32 reg_of(const struct cpu_cpuid_entry *entry, unsigned reg)
+{
+	return reg == EAX ? entry->eax : reg == EBX ? entry->ebx : reg == ECX ? entry->ecx : entry->edx;
+}
+
+void cpuid_limit_host(const struct cpu_cpuid_entry *entries, unsigned count)
+{
+	u64 xcr0 = XSTATE_MASK_FPSSE, xss = 0;
+
+	the_host();
+	for (unsigned i = 0; i < WORD_COUNT; i++) {
+		u32 left = 0;
+
+		for (unsigned k = 0; k < count; k++)
+			if (entries[k].function == words[i].function && entries[k].index == words[i].index)
+				left = reg_of(&entries[k], words[i].reg);
+		host.offered[i] &= left;
+		host.dynamic[i] &= left;
+		host.allowed[i] &= left;
+	}
+	for (unsigned k = 0; k < count; k++) {
+		if (entries[k].function != 0xd)
+			continue;
+		if (entries[k].index == 0)
+			xcr0 |= (u64)entries[k].edx << 32 | entries[k].eax;
+		if (entries[k].index == 1)
+			xss |= (u64)entries[k].edx << 32 | entries[k].ecx;
+	}
+	host.xcr0 &= xcr0;
+	host.xss &= xss;
+}
+
 bool cpuid_offers(unsigned feature)
 {
 	unsigned n = feature - 1;
@@ -259,6 +291,8 @@ static void add_xsave(struct list *list)
 
 	offered_words(list, 0xd, 1, sub1);
 
+	if (!cpuid_offers(FEATURE_XSAVE))
+		return;
 	add(list, 0xd, 0, true, sub0);
 	add(list, 0xd, 1, true, sub1);
 	for (unsigned i = 2; i < XSTATE_BITS; i++) {
@@ -329,7 +363,7 @@ unsigned cpuid_supported(struct cpu_cpuid_entry *entries, unsigned max)
 
 unsigned cpuid_supported_with(struct cpu_cpuid_entry *entries, unsigned max, u64 dynamic)
 {
-	struct list list = { entries, 0, max, dynamic & XSTATE_MASK(XSTATE_TILEDATA) };
+	struct list list = { entries, 0, max, dynamic & the_host()->xcr0 & XSTATE_MASK(XSTATE_TILEDATA) };
 	u32 regs[4], zero[4] = { 0 };
 	bool amd;
 
@@ -399,11 +433,6 @@ struct cpu_cpuid_entry *cpuid_find(struct cpu *cpu, u32 function, u32 index)
 			return entry;
 	}
 	return NULL;
-}
-
-static u32 reg_of(const struct cpu_cpuid_entry *entry, unsigned reg)
-{
-	return reg == EAX ? entry->eax : reg == EBX ? entry->ebx : reg == ECX ? entry->ecx : entry->edx;
 }
 
 static u64 cr4_reserved(const struct cpu *cpu)

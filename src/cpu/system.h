@@ -42,6 +42,8 @@ unsigned cpuid_supported(struct cpu_cpuid_entry *entries, unsigned max);
 unsigned cpuid_supported_with(struct cpu_cpuid_entry *entries, unsigned max, u64 dynamic);
 // KVM_GET_EMULATED_CPUID: features that guests may have, but are better off without.
 unsigned cpuid_emulated(struct cpu_cpuid_entry *entries, unsigned max);
+// From now on the host is one that has no more than these entries say. Before there are guests.
+void cpuid_limit_host(const struct cpu_cpuid_entry *entries, unsigned count);
 // May a guest on this host have the feature (an enum cpu_feature)?
 bool cpuid_offers(unsigned feature);
 // Takes a guest's CPUID (KVM_SET_CPUID2): 0, or -EINVAL/-E2BIG. Recomputes features, masks.

@@ -51,9 +51,8 @@ static int put_entries(void *client, const struct cpu_cpuid_entry *entries, unsi
 static struct cpu_cpuid_entry wanted[CPU_MAX_CPUID];
 static unsigned wanted_count;
 
-int cpuid_set_supported(const char *text)
+static int parse_entries(const char *text, struct cpu_cpuid_entry *entries)
 {
-	struct cpu_cpuid_entry entries[CPU_MAX_CPUID];
 	unsigned count = 0;
 	int length;
 
@@ -68,8 +67,18 @@ int cpuid_set_supported(const char *text)
 			return -EINVAL;
 		count++;
 	}
-	memcpy(wanted, entries, count * sizeof(*entries));
-	wanted_count = count;
+	return (int)count;
+}
+
+int cpuid_set_supported(const char *text)
+{
+	struct cpu_cpuid_entry entries[CPU_MAX_CPUID];
+	int count = parse_entries(text, entries);
+
+	if (count < 0)
+		return count;
+	memcpy(wanted, entries, (unsigned)count * sizeof(*entries));
+	wanted_count = (unsigned)count;
 	return 0;
 }
 
@@ -95,6 +104,20 @@ static void take_tiles_away(struct cpu_cpuid_entry *entries, unsigned *count)
 		entries[n++] = e;
 	}
 	*count = n;
+}
+
+int cpuid_set_host(const char *text)
+{
+	struct cpu_cpuid_entry entries[CPU_MAX_CPUID];
+	int count = parse_entries(text, entries);
+
+	if (count <= 0)
+		return -EINVAL;
+	if (vm_ever_created())
+		return -EBUSY;
+	cpuid_limit_host(entries, (unsigned)count);
+	guest_fpu_forget_configs();
+	return cpuid_set_supported(text);
 }
 
 int cpuid_supported_ioctl(void *client)

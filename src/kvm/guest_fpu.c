@@ -100,6 +100,11 @@ int guest_fpu_request(unsigned bit)
 	return result;
 }
 
+void guest_fpu_forget_configs(void)
+{
+	__atomic_store_n(&host.known, false, __ATOMIC_RELEASE);
+}
+
 bool guest_fpu_create(struct vcpu *vcpu)
 {
 	const struct xstate_configs *configs = guest_fpu_configs();

@@ -14,6 +14,7 @@ u64 guest_fpu_permitted(void);
 int guest_fpu_request(unsigned bit);
 // The guest's CPUID has these components: makes room for those that are dynamic. -EPERM, -ENOMEM.
 int guest_fpu_enable(struct vcpu *vcpu, u64 components);
+void guest_fpu_forget_configs(void); // the host is another: before there are guests
 bool guest_fpu_create(struct vcpu *vcpu); // false: no memory
 void guest_fpu_load(struct vcpu *vcpu);	  // the registers hold the state after this
 void guest_fpu_put(struct vcpu *vcpu);	  // the image does

@@ -313,6 +313,7 @@ struct vcpu {
 };
 
 int vm_create(u32 type);
+bool vm_ever_created(void); // by this process
 void vm_get(struct vm *vm);
 void vm_put(struct vm *vm);
 int vcpu_create(struct vm *vm, u32 id);
@@ -385,6 +386,7 @@ int lapic_base_set(struct vcpu *vcpu, u64 value, bool host);
 // ---- CPUID and MSRs ----
 unsigned msr_index_list(u32 *list, unsigned max);
 int cpuid_set_supported(const char *text); // the option "supported-cpuid"; -EINVAL
+int cpuid_set_host(const char *text); // the option "host-cpuid"; -EINVAL, -EBUSY: there are guests
 int cpuid_supported_ioctl(void *client);
 int cpuid_emulated_ioctl(void *client);
 int cpuid_set_ioctl(struct vcpu *vcpu, const void *client);

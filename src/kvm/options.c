@@ -29,6 +29,12 @@ __attribute__((visibility("default"))) int cetkvm_set_option(const char *name, c
 		good = two_words(value, "block", "single", &option_single_grain);
 	} else if (!strcmp(name, "supported-cpuid")) {
 		good = !cpuid_set_supported(value);
+	} else if (!strcmp(name, "host-cpuid")) {
+		int result = cpuid_set_host(value);
+
+		if (result)
+			errno = -result;
+		return result ? -1 : 0;
 	} else if (!strcmp(name, "kvm-abi")) {
 		good = generation_by_name(value, &option_generation);
 	} else if (!strcmp(name, "symbols")) {

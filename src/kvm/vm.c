@@ -8,6 +8,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+static bool ever_created;
+
+bool vm_ever_created(void)
+{
+	return __atomic_load_n(&ever_created, __ATOMIC_ACQUIRE);
+}
+
 int vm_create(u32 type)
 {
 	struct vm *vm;
@@ -18,6 +25,7 @@ int vm_create(u32 type)
 	vm = calloc(1, sizeof(*vm));
 	if (!vm)
 		return -ENOMEM;
+	__atomic_store_n(&ever_created, true, __ATOMIC_RELEASE);
 	vm->references = 1;
 	vm->process_generation = fd_process_generation();
 	vm->generation = option_generation;

@@ -23,7 +23,7 @@ struct kvm_backend {
 	void (*kick)(int vcpu_fd);
 	// Asks for permission to give guests the state component (arch_prctl(2)). 0, or -1: there is none.
 	int (*permit)(unsigned component);
-	// What no kernel has: "trace-cp", "symbols", "grain", "kvm-abi". Before open(). NULL for a device.
+	// What no kernel has: "trace-cp", "symbols", "grain", "kvm-abi", "host-cpuid". Before open(). NULL for a device.
 	int (*set_option)(const char *name, const char *value);
 };
 

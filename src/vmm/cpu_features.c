@@ -6,6 +6,7 @@
 #include "vmm/message.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <string.h>
 
 #define F(name, leaf, subleaf, reg, bit, needs) { name, leaf, subleaf, CPUID_##reg, bit, needs }
@@ -173,18 +174,19 @@ static void cpu_choice_add_list(struct cpu_choice *choice, const char *names)
 	}
 }
 
-static int cpu_choice_change(struct cpu_choice *choice, const char *item, unsigned length)
+static int cpu_choice_change(struct cpu_choice *choice, const char *item, unsigned length, char *problem, size_t size)
 {
 	int index;
 
 	if (length < 2 || (*item != '+' && *item != '-')) {
-		vmm_message("--cpu: '%.*s' is neither +feature nor -feature; see 'cetkvm run --cpu list'", (int)length,
-			    item);
+		snprintf(problem, size, "'%.*s' is neither +feature nor -feature; see 'cetkvm run --cpu list'",
+			 (int)length, item);
 		return -1;
 	}
 	index = cpu_feature_find(item + 1, length - 1);
 	if (index < 0) {
-		vmm_message("--cpu: unknown CPU feature '%.*s'; see 'cetkvm run --cpu list'", (int)length - 1, item + 1);
+		snprintf(problem, size, "unknown CPU feature '%.*s'; see 'cetkvm run --cpu list'", (int)length - 1,
+			 item + 1);
 		return -1;
 	}
 	choice->wanted[index] = choice->demanded[index] = *item == '+';
@@ -210,7 +212,7 @@ static void cpu_choice_close(struct cpu_choice *choice)
 	}
 }
 
-int cpu_choice_parse(struct cpu_choice *choice, const char *text)
+int cpu_choice_read(struct cpu_choice *choice, const char *text, char *problem, size_t size)
 {
 	unsigned length = strcspn(text, ","), i;
 
@@ -222,7 +224,7 @@ int cpu_choice_parse(struct cpu_choice *choice, const char *text)
 		choice->model = cpu_model_find(text, length);
 	}
 	if (!choice->model) {
-		vmm_message("--cpu: unknown CPU model '%.*s'; see 'cetkvm run --cpu list'", (int)length, text);
+		snprintf(problem, size, "unknown CPU model '%.*s'; see 'cetkvm run --cpu list'", (int)length, text);
 		return -1;
 	}
 	if (choice->model->features)
@@ -230,15 +232,15 @@ int cpu_choice_parse(struct cpu_choice *choice, const char *text)
 	text += length + (length && text[length] == ',');
 	while (*text) {
 		length = strcspn(text, ",");
-		if (cpu_choice_change(choice, text, length) < 0)
+		if (cpu_choice_change(choice, text, length, problem, size) < 0)
 			return -1;
 		text += length + (text[length] == ',');
 	}
 	cpu_choice_close(choice);
 	for (i = 0; i < cpu_feature_count; i++)
 		if (choice->demanded[i] && choice->refused[i]) {
-			vmm_message("--cpu: +%s needs %s, which is taken away", cpu_features[i].name,
-				    cpu_features[i].needs);
+			snprintf(problem, size, "+%s needs %s, which is taken away", cpu_features[i].name,
+				 cpu_features[i].needs);
 			return -1;
 		}
 	return 0;
@@ -249,4 +251,14 @@ bool cpu_choice_wants(const struct cpu_choice *choice, const char *feature)
 	int i = cpu_feature_find(feature, strlen(feature));
 
 	return i >= 0 && choice->wanted[i] && !choice->refused[i];
+}
+
+int cpu_choice_parse(struct cpu_choice *choice, const char *text)
+{
+	char problem[256];
+
+	if (!cpu_choice_read(choice, text, problem, sizeof(problem)))
+		return 0;
+	vmm_message("--cpu: %s", problem);
+	return -1;
 }

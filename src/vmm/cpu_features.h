@@ -4,6 +4,7 @@
 #define CETKVM_VMM_CPU_FEATURES_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum cpuid_register { CPUID_EAX, CPUID_EBX, CPUID_ECX, CPUID_EDX };
@@ -44,7 +45,9 @@ struct cpu_choice {
 	bool refused[CPU_FEATURES_MAX]; // by -feature, directly or for want of what it needs
 };
 
-// Writes one line and returns -1 if the text names what does not exist.
+// Returns -1, and what is wrong with it, if the text names what does not exist.
+int cpu_choice_read(struct cpu_choice *choice, const char *text, char *problem, size_t size);
+// The same for --cpu: writes one line.
 int cpu_choice_parse(struct cpu_choice *choice, const char *text);
 // Does it ask for the feature, by the model or by name?
 bool cpu_choice_wants(const struct cpu_choice *choice, const char *feature);

@@ -7,6 +7,7 @@
 #include "vmm/message.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -50,6 +51,23 @@ struct kvm_cpuid2 *cpuid_emulated(const struct kvm_backend *kvm, int kvm_fd)
 	if (kvm->ioctl(kvm_fd, KVM_GET_EMULATED_CPUID, cpuid) < 0)
 		cpuid->nent = 0;
 	return cpuid;
+}
+
+char *cpuid_to_text(const struct kvm_cpuid2 *cpuid)
+{
+	size_t size = cpuid->nent * 64 + 1, length = 0;
+	char *text = malloc(size);
+
+	if (!text)
+		return NULL;
+	*text = 0;
+	for (unsigned i = 0; i < cpuid->nent; i++) {
+		const struct kvm_cpuid_entry2 *e = &cpuid->entries[i];
+
+		length += (size_t)snprintf(text + length, size - length, "%x:%x:%x:%x:%x:%x:%x;", e->function, e->index, e->flags,
+					   e->eax, e->ebx, e->ecx, e->edx);
+	}
+	return text;
 }
 
 static struct kvm_cpuid_entry2 *cpuid_find(const struct kvm_cpuid2 *cpuid, uint32_t leaf, uint32_t subleaf)

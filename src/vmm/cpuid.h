@@ -28,6 +28,9 @@ int cpuid_apply_choice(struct kvm_cpuid2 *cpuid, const struct kvm_cpuid2 *emulat
 // Sets what depends on the number of vCPUs and on which one asks. APIC id = index.
 void cpuid_set_topology(struct kvm_cpuid2 *cpuid, unsigned index, unsigned count);
 
+// The list as the options "supported-cpuid" and "host-cpuid" take it. The caller frees it; NULL: no memory.
+char *cpuid_to_text(const struct kvm_cpuid2 *cpuid);
+
 bool cpuid_has_feature(const struct kvm_cpuid2 *cpuid, const struct cpu_feature *feature);
 
 #endif
