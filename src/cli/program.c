@@ -69,31 +69,44 @@ static bool gains_rights(const char *path, const struct stat *status)
 	return geteuid() && getxattr(path, "security.capability", NULL, 0) > 0;
 }
 
-static bool has_interpreter(int fd, const Elf64_Ehdr *header)
+// The dynamic linker that the program asks for; empty if none.
+static void read_interpreter(int fd, const Elf64_Ehdr *header, char linker[PATH_MAX])
 {
 	Elf64_Phdr segment;
 
+	*linker = 0;
 	for (unsigned i = 0; i < header->e_phnum; i++) {
 		off_t at = (off_t)(header->e_phoff + (Elf64_Off)i * header->e_phentsize);
 
 		if (pread(fd, &segment, sizeof(segment), at) != sizeof(segment))
-			return false;
-		if (segment.p_type == PT_INTERP)
-			return true;
+			return;
+		if (segment.p_type == PT_INTERP && segment.p_filesz < PATH_MAX &&
+		    pread(fd, linker, segment.p_filesz, (off_t)segment.p_offset) == (ssize_t)segment.p_filesz) {
+			linker[segment.p_filesz] = 0;
+			return;
+		}
 	}
-	return false;
 }
 
 static void look_elf(struct program *program, int fd, const char *path, const Elf64_Ehdr *header)
 {
+	char linker[PATH_MAX];
 	struct stat status;
+	const char *name;
 
 	if (header->e_ident[EI_CLASS] != ELFCLASS64 || header->e_machine != EM_X86_64) {
 		problem(program, "%s is not a 64-bit x86 program", path);
 		return;
 	}
-	if (!has_interpreter(fd, header)) {
+	read_interpreter(fd, header, linker);
+	if (!*linker) {
 		problem(program, "%s is statically linked: there is no dynamic linker to load cetkvm into it", path);
+		return;
+	}
+	name = strrchr(linker, '/');
+	if (strcmp(name ? name + 1 : linker, "ld-linux-x86-64.so.2")) {
+		problem(program, "%s is loaded by %s: cetkvm can be loaded into programs for the GNU C library only", path,
+			linker);
 		return;
 	}
 	if (!fstat(fd, &status) && gains_rights(path, &status))

@@ -73,6 +73,30 @@ static int ioctl_ours(int fd, unsigned long request, void *argument)
 	return result;
 }
 
+static void forget(int fd)
+{
+	enter(-1);
+	cetkvm_forget(fd);
+	leave();
+}
+
+// For calls that are seldom and would do harm: is the file behind the number what we think? The C library
+// may have closed it without us, and the number be used again.
+static bool still_ours(int fd)
+{
+	char path[32], target[16] = "";
+	ssize_t length;
+
+	if (!ours(fd))
+		return false;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	length = readlink(path, target, sizeof(target) - 1);
+	if (length < 0 || !strncmp(target, "/memfd:kvm", 10))
+		return true;
+	forget(fd);
+	return false;
+}
+
 EXPORT int ioctl(int fd, unsigned long request, ...)
 {
 	va_list args;
@@ -82,7 +106,7 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 	va_start(args, request);
 	argument = va_arg(args, void *);
 	va_end(args);
-	if (ours(fd))
+	if (_IOC_TYPE(request) == KVMIO ? ours(fd) : still_ours(fd))
 		return ioctl_ours(fd, request, argument);
 	result = REAL(ioctl)(fd, request, argument);
 	if (result < 0 && errno == ENOTTY && !thread.inside && _IOC_TYPE(request) == KVMIO && adopt(fd))
@@ -102,14 +126,14 @@ static void *map_ours(void *address, size_t length, int protection, int flags, i
 
 EXPORT void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
 {
-	if ((flags & MAP_ANONYMOUS) || !ours(fd))
+	if ((flags & MAP_ANONYMOUS) || !still_ours(fd))
 		return REAL(mmap)(address, length, protection, flags, fd, offset);
 	return map_ours(address, length, protection, flags, fd, offset);
 }
 
 EXPORT void *mmap64(void *address, size_t length, int protection, int flags, int fd, off64_t offset)
 {
-	if ((flags & MAP_ANONYMOUS) || !ours(fd))
+	if ((flags & MAP_ANONYMOUS) || !still_ours(fd))
 		return REAL(mmap64)(address, length, protection, flags, fd, offset);
 	return map_ours(address, length, protection, flags, fd, offset);
 }
@@ -126,17 +150,10 @@ EXPORT int close(int fd)
 	return result;
 }
 
-static void forget(int fd)
-{
-	enter(-1);
-	cetkvm_forget(fd);
-	leave();
-}
-
 // `copy` has been made of `fd`, or is -1.
 static int copied(int fd, int copy)
 {
-	bool known = cetkvm_known(fd);
+	bool known = still_ours(fd);
 	int result = copy;
 
 	if (copy < 0 || copy == fd || (!known && !cetkvm_known(copy)) || foreign_process())

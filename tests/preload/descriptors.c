@@ -5,6 +5,7 @@
 
 #include <poll.h>
 #include <stdio.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -118,6 +119,43 @@ static void test_mmap(void)
 	guest_end(&g);
 }
 
+// A guest of this process halts until its timer interrupts it, and then until an irqfd does.
+static bool interrupts_come(void)
+{
+	static const uint8_t code[] = {
+		0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x08, 0xe6, 0x21, 0xb0, 0x04, 0xe6, 0x21, // 8259: vectors from 8
+		0xb0, 0x01, 0xe6, 0x21, 0xb0, 0xfc, 0xe6, 0x21,			// lines 0 and 1
+		0xb0, 0x34, 0xe6, 0x43, 0xb0, 0x00, 0xe6, 0x40, 0xb0, 0x40, 0xe6, 0x40, // 8254: 14 ms
+		0xfb, 0xf4, 0xeb, 0xfd, // sti; hlt; again
+	};
+	static const uint8_t timer[] = { 0xe6, 0x98, 0xb0, 0x20, 0xe6, 0x20, 0xcf }; // out; end of interrupt; iret
+	static const uint8_t event[] = { 0xe6, 0x99, 0xb0, 0x20, 0xe6, 0x20, 0xcf };
+	static const uint16_t vectors[] = { 0x2000, 0, 0x3000, 0 };
+	struct kvm_pit_config pit = { 0 };
+	struct kvm_irqfd irqfd = { .gsi = 1 };
+	struct guest g = { 0 };
+	bool good;
+
+	good = guest_start(&g, true, code, sizeof(code)) && ioctl(g.vm, KVM_CREATE_PIT2, &pit) == 0;
+	memcpy(g.memory + 0x2000, timer, sizeof(timer));
+	memcpy(g.memory + 0x3000, event, sizeof(event));
+	memcpy(g.memory + 8 * 4, vectors, sizeof(vectors));
+	irqfd.fd = (uint32_t)eventfd(0, EFD_CLOEXEC);
+	alarm(10);
+	good = good && ioctl(g.vcpu, KVM_RUN, 0) == 0 && g.run->io.port == 0x98 && ioctl(g.vm, KVM_IRQFD, &irqfd) == 0 &&
+	       eventfd_write((int)irqfd.fd, 1) == 0;
+	for (unsigned i = 0; good && i < 100; i++) {
+		good = ioctl(g.vcpu, KVM_RUN, 0) == 0 && g.run->exit_reason == KVM_EXIT_IO;
+		if (g.run->io.port == 0x99)
+			break;
+	}
+	good = good && g.run->io.port == 0x99;
+	alarm(0);
+	close((int)irqfd.fd);
+	guest_end(&g);
+	return good;
+}
+
 static void child_of_machine(struct guest *g)
 {
 	struct guest own;
@@ -131,6 +169,8 @@ static void child_of_machine(struct guest *g)
 	if (!GUEST_START(&own, true, OUT_LOOP) || !lives(own.vcpu, own.run))
 		_exit(4);
 	guest_end(&own);
+	if (!interrupts_come())
+		_exit(5);
 	close(g->vcpu);
 	close(g->vm);
 }
@@ -143,7 +183,7 @@ static void test_processes(char *self)
 	pid_t pid;
 
 	GUEST_START(&g, true, OUT_LOOP);
-	ok(lives(g.vcpu, g.run), "a machine that has run");
+	ok(lives(g.vcpu, g.run) && interrupts_come(), "machines that have run, and taken interrupts");
 	IN_CHILD(status, child_of_machine(&g));
 	is(status, 0, "a child gets EIO for its parent's machine, and can have its own");
 	pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
@@ -153,7 +193,7 @@ static void test_processes(char *self)
 	}
 	waitpid(pid, &status, 0);
 	is(status, 0, "also one that was not made by fork()");
-	ok(lives(g.vcpu, g.run), "the parent's machine runs on");
+	ok(lives(g.vcpu, g.run) && interrupts_come(), "the parent's machine runs on");
 	pid = vfork();
 	if (!pid) {
 		close(g.vm);
@@ -199,6 +239,36 @@ static bool is_kvm(int fd)
 
 	close(fd);
 	return result;
+}
+
+// The C library closes descriptors on its own, unseen by us.
+static void test_numbers(void)
+{
+	struct guest g;
+	char text[8] = "";
+	int fd, file;
+	void *area;
+
+	GUEST_START(&g, false, OUT_LOOP);
+	fd = dup(g.vm);
+	fclose(fdopen(fd, "r"));
+	file = open("/etc/passwd", O_RDONLY);
+	is(file, fd, "the number of a machine that was closed unseen is that of a file");
+	is(error_of(ioctl(file, FIONREAD, &text)), 0, "whose ioctls reach it");
+	close(file);
+	fclose(fdopen(dup(g.vm), "r"));
+	file = open("/etc/passwd", O_RDONLY);
+	area = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, file, 0);
+	ok(area != MAP_FAILED && read(file, text, 4) == 4 && !memcmp(text, area, 4), "and which can be mapped");
+	munmap(area, 4096);
+	close(file);
+	fclose(fdopen(dup(g.vm), "r"));
+	file = open("/etc/passwd", O_RDONLY);
+	fd = dup(file);
+	is(error_of(ioctl(fd, KVM_CREATE_VCPU, 7)), ENOTTY, "a copy of which is no machine either");
+	close(fd);
+	close(file);
+	guest_end(&g);
 }
 
 static void test_paths(void)
@@ -248,6 +318,7 @@ int main(int argc, char **argv)
 	test_order();
 	test_mmap();
 	test_processes(argv[0]);
+	test_numbers();
 	test_paths();
 	return done_testing();
 }
