@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Segments, descriptor tables, control registers: KVM_{GET,SET}_SREGS and SREGS2.
 // Everything is checked before anything is changed.
+#include "cpu/fpu.h"
 #include "cpu/system.h"
+#include "kvm/guest_fpu.h"
 #include "kvm/kvm.h"
 
 #include <errno.h>
@@ -96,6 +98,26 @@ static void set_tables_and_segments(struct cpu *cpu, const struct kvm_sregs *s)
 	cpu->cpl = !(cpu->cr0 & CR0_PE) ? 0 : cpu->rflags & FLAG_VM ? 3 : s->ss.dpl & 3;
 }
 
+// A client resets a guest that has run by writing every register it knows of. One that has never heard of
+// CET writes none of CET's, and the next boot must not find the last one's: what RESET does to
+// them goes with the special registers. (KVM leaves them to the client. A client that restores a machine has
+// a new one, or restores these registers after this.)
+static bool is_client_reset(const struct vcpu *vcpu, const struct kvm_sregs *s)
+{
+	return vcpu->has_run && s->cs.selector == 0xf000 && s->cs.base == 0xffff0000 && !(s->cr0 & (CR0_PE | CR0_PG)) &&
+	       !s->cr4 && !s->efer;
+}
+
+static void reset_cet(struct vcpu *vcpu)
+{
+	struct cpu *cpu = vcpu->cpu;
+
+	guest_fpu_load(vcpu);
+	fpu_receive_init(cpu);
+	cpu->ssp = cpu->s_cet = cpu->int_ssp_tab = 0;
+	cpu->xss = 0;
+}
+
 // Does everything but what the two structures do not share.
 static int common_set(struct vcpu *vcpu, const struct kvm_sregs *s)
 {
@@ -116,6 +138,8 @@ static int common_set(struct vcpu *vcpu, const struct kvm_sregs *s)
 	    cpu_set_cr3(cpu, s->cr3, BY_HOST))
 		return -EINVAL;
 	set_tables_and_segments(cpu, s);
+	if (is_client_reset(vcpu, s))
+		reset_cet(vcpu);
 	cpu->ops->set_cr8(vcpu, s->cr8 & 15);
 	vcpu->exit_to_user = false;
 	// A boot processor that user space has put to its reset vector is to run.

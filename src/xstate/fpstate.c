@@ -29,7 +29,7 @@ static uint8_t *alloc_image(uint32_t size)
 	return image;
 }
 
-static struct fpstate *alloc(const struct xstate_configs *configs, uint64_t features, bool is_guest)
+static struct fpstate *alloc(const struct xstate_configs *configs, uint64_t features, uint32_t size, bool is_guest)
 {
 	struct fpstate *fpstate = calloc(1, sizeof(*fpstate));
 
@@ -38,7 +38,7 @@ static struct fpstate *alloc(const struct xstate_configs *configs, uint64_t feat
 	fpstate->xfeatures = features;
 	fpstate->user_xfeatures = configs->user.default_features;
 	fpstate->user_size = configs->user.default_size;
-	fpstate->size = xstate_kernel_size(configs, features);
+	fpstate->size = size;
 	fpstate->xsave = configs->xsave;
 	fpstate->compacted = configs->compacted;
 	fpstate->is_guest = is_guest;
@@ -58,12 +58,12 @@ static struct fpstate *alloc(const struct xstate_configs *configs, uint64_t feat
 struct fpstate *fpstate_alloc_guest(const struct xstate_configs *configs, struct xstate_permission *permission)
 {
 	permission->locked = true;
-	return alloc(configs, configs->guest_default.features, true);
+	return alloc(configs, configs->guest_default.features, configs->guest_default.size, true);
 }
 
 struct fpstate *fpstate_alloc_task(const struct xstate_configs *configs)
 {
-	return alloc(configs, configs->kernel.default_features, false);
+	return alloc(configs, configs->kernel.default_features, configs->kernel.default_size, false);
 }
 
 void fpstate_free(struct fpstate *fpstate)

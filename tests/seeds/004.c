@@ -188,6 +188,32 @@ static void client_reset(void)
 	is(error_of(call(second, KVM_SET_MP_STATE, &state)), EINVAL, "004 an unknown state");
 }
 
+// A client that has never heard of CET: its reset names none of CET's registers.
+static void old_client_reset(void)
+{
+	struct machine m;
+	struct kvm_sregs reset, sregs;
+
+	start_with(&m, 0, 0);
+	call(m.vcpu, KVM_GET_SREGS, &reset);
+	reset.cs.selector = 0xf000;
+	reset.cs.base = 0xffff0000;
+	flat_mode(&m, 0x800000);
+	for (unsigned i = 0; i <= 8; i++)
+		set_msr(m.vcpu, msrs[i].index, msrs[i].value);
+	is(call(m.vcpu, KVM_SET_SREGS, &reset), 0, "(a machine that is restored into the reset state)");
+	is(get_msr(m.vcpu, PL3_SSP), 0x7770, "004 a machine that has not run keeps what was restored");
+	flat_mode(&m, 0x800000);
+	is(run_bytes(&m, 0xf3, 0x0f, 0x1e, 0xfb, 0xe6, 0x80), 0x80, "(the guest runs)");
+	call(m.vcpu, KVM_GET_SREGS, &sregs);
+	is(call(m.vcpu, KVM_SET_SREGS, &sregs), 0, "004 special registers that are no reset");
+	is(get_msr(m.vcpu, PL3_SSP), 0x7770, "004 change nothing of CET");
+	is(call(m.vcpu, KVM_SET_SREGS, &reset), 0, "004 a client's reset that does not name CET");
+	for (unsigned i = 0; i <= 8; i++)
+		is(get_msr(m.vcpu, msrs[i].index), 0, "004 clears %s", msrs[i].name);
+	machine_end(&m);
+}
+
 int main(void)
 {
 	struct machine m;
@@ -202,6 +228,7 @@ int main(void)
 	init_by_another(&m);
 	sipi(&m);
 	client_reset();
+	old_client_reset();
 	munmap(second_run, 3 * 4096);
 	cetkvm_close(second);
 	machine_end(&m);

@@ -61,6 +61,15 @@ static void configurations(void)
 	is(c.xss, CET | M(PASID) | M(LBR), "IA32_XSS: supervisor components and independent ones");
 	is(c.independent, M(LBR), "LBR is independent");
 
+	// Where nothing that is aligned follows CET_S its 24 bytes show.
+	p.xcr0 = 7;
+	p.xsaves = true;
+	xstate_configure(&only, &p, CET_U_WITH_SHSTK);
+	is(only.guest_default.size, 832 + 40, "002/2: x87, SSE, AVX, CET_U and CET_S for a guest");
+	is(only.kernel.default_size, 832 + 16, "002/2: 24 bytes less for a task");
+	p.xcr0 = USER;
+	p.xsaves = false;
+
 	only = configure(HAS_IBT, CET_U_WITH_SHSTK);
 	is(only.kernel.max_features & CET, 0, "002/1 as merged: CET_U depends on SHSTK, like CET_S");
 	only = configure(HAS_IBT, CET_U_WITH_EITHER);
@@ -143,6 +152,17 @@ static void growth(void)
 	is(permission.kernel_size, xstate_compacted_size(c.guest_default.features | M(TILEDATA)),
 	   "002/6: CET_S is counted when the permitted size grows");
 	is(permission.user_size, 11008, "and is not in user space's size");
+
+	// Without padding to hide it: AVX ends at 832, a multiple of 64.
+	unsigned both = HAS_SHSTK | HAS_IBT;
+	struct xstate_processor small = { .xcr0 = 7 | XSTATE_MASK_AMX, .xss = CET, .xsave = true, .xsaves = true,
+					  .has = has, .opaque = &both };
+	struct xstate_configs few;
+
+	xstate_configure(&few, &small, CET_U_WITH_SHSTK);
+	xstate_permission_init(&permission, &few, true);
+	xstate_permission_request(&permission, &few, XSTATE_TILEDATA);
+	is(permission.kernel_size, 832 + 64 + 64 + 8192, "002/6: CET's 40 bytes push the tiles up by 64");
 
 	xstate_permission_init(&permission, &c, true);
 	guest = fpstate_alloc_guest(&c, &permission);
