@@ -12,7 +12,8 @@
 #define DEMAND_VA FREE_VA_HIGH
 #define KERNEL_CET (CET_SHSTK_EN | CET_ENDBR_EN | CET_WRSS_EN | CET_NO_TRACK_EN)
 #define USER_CET (CET_SHSTK_EN | CET_WRSS_EN | CET_ENDBR_EN | CET_NO_TRACK_EN)
-#define XCR0_WANTED 0x207ull
+#define XCR0_PLAIN 0x207ull
+#define XCR0_TILES (3ull << 17)
 #define STACK_SIZE 16384
 
 /* Shadow-stack pages: 0 for entries from ring 3, 1 to 4 for interrupt stacks, 6 for the start. */
@@ -26,7 +27,9 @@ static u8 kernel_stack[STACK_SIZE] __attribute__((aligned(4096)));
 static u8 user_stack[STACK_SIZE] __attribute__((aligned(4096)));
 static u8 ist_stack[4][STACK_SIZE] __attribute__((aligned(4096)));
 static u64 ssp_table[8] __attribute__((aligned(64)));
-static u8 xsave_area[4096] __attribute__((aligned(64)));
+static u8 xsave_area[12288] __attribute__((aligned(64)));
+static bool has_tiles;
+static u64 xcr0_wanted = XCR0_PLAIN;
 static u8 string_a[20000], string_b[20000];
 static volatile u64 user_rsp;
 static u8 demand_memory[4096] __attribute__((aligned(4096)));
@@ -190,7 +193,7 @@ static void check_machine(void)
 	__asm__ volatile("mov %%dr3, %0" : "=r"(value));
 	MUST(value, 0xfedcba9876f0);
 	__asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-	MUST(low, XCR0_WANTED);
+	MUST(low, xcr0_wanted);
 	__asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
 	tsc = low | high << 32;
 	if (tsc < last_tsc)
@@ -212,7 +215,7 @@ static void check_xsaves(void)
 	__asm__ volatile("xrstors64 %0; sti" : : "m"(xsave_area), "a"(~0u), "d"(~0u));
 	MUST(rdmsr(MSR_U_CET), user_cet);
 	MUST(rdmsr(MSR_PL3_SSP), pl3);
-	MUST(*(u64 *)(xsave_area + 520), XCR0_WANTED | 0x1800 | 1ull << 63);
+	MUST(*(u64 *)(xsave_area + 520), xcr0_wanted | 0x1800 | 1ull << 63);
 	/* CET_U lies behind AVX and PKRU. */
 	MUST(*(u64 *)(xsave_area + 840), user_cet);
 	MUST(*(u64 *)(xsave_area + 848), pl3);
@@ -362,6 +365,45 @@ static void strings(void)
 static u8 vectors[16][32] __attribute__((aligned(64))), vectors_back[16][32] __attribute__((aligned(64)));
 static u64 x87_values[6], x87_back[6];
 
+/* Tiles stay loaded from here to check_tiles(), through whatever comes between. */
+static u8 tiles[8][1024] __attribute__((aligned(64))), tiles_back[8][1024] __attribute__((aligned(64)));
+static const struct {
+	u8 palette, start_row, reserved[14];
+	u16 bytes[8], more[8];
+	u8 rows[8], more_rows[8];
+} tile_config __attribute__((aligned(64))) = { .palette = 1, .bytes = { 64, 64, 64, 64, 64, 64, 64, 64 },
+	.rows = { 16, 16, 16, 16, 16, 16, 16, 16 } };
+
+#define EACH_TILE(instruction) ".irp n, 0,1,2,3,4,5,6,7\n\t " instruction "\n\t .endr\n\t"
+
+static void load_tiles(void)
+{
+	u64 seed = user_random();
+
+	if (!has_tiles)
+		return;
+	for (unsigned i = 0; i < 8; i++)
+		for (unsigned k = 0; k < 1024; k += 8)
+			*(u64 *)&tiles[i][k] = seed += 0x9e3779b97f4a7c15ull;
+	__asm__ volatile("ldtilecfg %0\n\t" EACH_TILE("tileloadd 1024*\\n(%1,%2,1), %%tmm\\n")
+			 : : "m"(tile_config), "r"(tiles), "r"(64ull) : "memory");
+}
+
+static void check_tiles(void)
+{
+	u8 config[64];
+
+	if (!has_tiles)
+		return;
+	__asm__ volatile("sttilecfg %0\n\t" EACH_TILE("tilestored %%tmm\\n, 1024*\\n(%1,%2,1)")
+			 : "=m"(config) : "r"(tiles_back), "r"(64ull) : "memory");
+	USER_MUST(memcmp(config, &tile_config, 64), 0);
+	for (unsigned i = 0; i < 8; i++)
+		USER_MUST(memcmp(tiles[i], tiles_back[i], 1024), 0);
+	if (user_random() & 1)
+		__asm__ volatile("tilerelease");
+}
+
 static void registers(void)
 {
 	u32 mxcsr = 0x1f80 | (user_random() & 0xe040), mxcsr_back;
@@ -421,6 +463,7 @@ _Noreturn void user_main(void);
 _Noreturn void user_main(void)
 {
 	for (;;) {
+		load_tiles();
 		indirect_calls();
 		registers();
 		syscall2(SYS_CHECK, user_random() & 0xffff);
@@ -429,6 +472,7 @@ _Noreturn void user_main(void)
 		faults();
 		syscall2(SYS_XSAVES, user_random() & 0xffff);
 		registers();
+		check_tiles();
 		syscall2(SYS_IO, user_random() & 0xffff);
 		if (INFO->iterations % 8 == 0)
 			syscall2(SYS_SLEEP, 9);
@@ -473,7 +517,12 @@ static void set_smm_handler(void)
 void test_main(void)
 {
 	struct info *info = (struct info *)INFO_AT;
+	u32 leaf[4];
 
+	cpuid(7, 0, leaf);
+	has_tiles = leaf[3] >> 24 & 1;
+	if (has_tiles)
+		xcr0_wanted |= XCR0_TILES;
 	if (!has_shstk || !has_ibt)
 		fail(__LINE__, "no CET", 1, 0);
 	map_page(LAPIC, LAPIC, PT_P | PT_W);
@@ -488,7 +537,7 @@ void test_main(void)
 	info->stack_size = STACK_SIZE;
 
 	write_cr4(read_cr4() | CR4_OSXSAVE | CR4_FSGSBASE | CR4_CET);
-	__asm__ volatile("xsetbv" : : "c"(0), "a"((u32)XCR0_WANTED), "d"(0));
+	__asm__ volatile("xsetbv" : : "c"(0), "a"((u32)xcr0_wanted), "d"(0));
 	wrmsr(MSR_STAR, (u64)(UCS32 & ~3u) << 48 | (u64)CS64 << 32);
 	wrmsr(MSR_LSTAR, ADDR(entry_syscall));
 	wrmsr(MSR_FMASK, FL_IF | FL_DF | FL_TF);

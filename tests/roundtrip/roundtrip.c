@@ -32,12 +32,12 @@
 // What the guest was doing when it was stopped.
 enum situation {
 	IN_USER, IN_KERNEL, IN_TIMER, IN_NMI, IN_INJECTED, SSP_ZERO, TRACKER_USER, TRACKER_KERNEL, IN_REP, PENDING_EXCEPTION,
-	INTERRUPT_SHADOW, PENDING_NMI, HALTED, VECTORS_LIVE, IN_SMM, SITUATIONS
+	INTERRUPT_SHADOW, PENDING_NMI, HALTED, VECTORS_LIVE, TILES_LIVE, IN_SMM, SITUATIONS
 };
 static const char *const situation_name[] = {
 	"user mode", "kernel mode", "timer handler (IST)", "NMI handler (IST)", "injected exception's handler (IST)",
 	"kernel without a shadow stack (behind SYSCALL)", "user tracker waiting for ENDBR", "kernel tracker waiting for ENDBR",
-	"within REP", "exception pending", "interrupt shadow", "NMI pending", "halted", "vector and x87 state in use", "SMM",
+	"within REP", "exception pending", "interrupt shadow", "NMI pending", "halted", "vector and x87 state in use", "tiles loaded", "SMM",
 };
 
 struct state {
@@ -120,6 +120,7 @@ static void create(struct machine *m)
 	struct kvm_userspace_memory_region region = { .memory_size = MEMORY_SIZE, .userspace_addr = (uintptr_t)memory };
 	struct kvm_enable_cap payload = { .cap = KVM_CAP_EXCEPTION_PAYLOAD, .args = { 1 } };
 
+	cetkvm_arch_prctl(0x1025, 18); // ARCH_REQ_XCOMP_GUEST_PERM: XTILEDATA
 	MUST(m->kvm = cetkvm_open());
 	MUST(m->vm = cetkvm_ioctl(m->kvm, KVM_CREATE_VM, 0));
 	CALL(m->vm, KVM_SET_USER_MEMORY_REGION, &region);
@@ -455,6 +456,7 @@ static void count_situation(const struct state *s)
 	shared->situations[PENDING_NMI] += s->events.nmi.pending;
 	shared->situations[HALTED] += s->mp.mp_state == KVM_MP_STATE_HALTED;
 	shared->situations[VECTORS_LIVE] += (bv & 7) == 7;
+	shared->situations[TILES_LIVE] += bv >> 18 & 1;
 	shared->situations[IN_SMM] += s->events.smi.smm;
 }
 
