@@ -131,18 +131,18 @@ static enum cpu_ops_result fragment(struct vcpu *vcpu, u64 gpa, u8 *data, unsign
 	struct io_fragment *f = &vcpu->fragments[vcpu->fragment_next];
 	struct kvm_run *run = vcpu->run;
 
+	// First, whether user space has done it: a ring that was full then may have room now.
+	if (vcpu->fragment_next < vcpu->fragment_count && f->gpa == gpa && f->length == length &&
+	    f->write == write) {
+		if (!write)
+			memcpy(data, f->data, length);
+		vcpu->fragment_next++;
+		return CPU_OPS_DONE;
+	}
 	if (kernel_memory(vcpu, gpa, data, length, write))
 		return CPU_OPS_DONE;
-	if (vcpu->fragment_next < vcpu->fragment_count) {
-		if (f->gpa == gpa && f->length == length && f->write == write) {
-			if (!write)
-				memcpy(data, f->data, length);
-			vcpu->fragment_next++;
-			return CPU_OPS_DONE;
-		}
-		// Another way through the instruction than last time: memory changed under it.
-		vcpu->fragment_count = vcpu->fragment_next;
-	}
+	// Another way through the instruction than last time: memory changed under it.
+	vcpu->fragment_count = vcpu->fragment_next;
 	if (vcpu->fragment_count == MAX_FRAGMENTS) {
 		run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
 		run->internal.suberror = KVM_INTERNAL_ERROR_EMULATION;

@@ -308,7 +308,9 @@ static void test_coalesced(void)
 	is(machine_run(&m), KVM_EXIT_IO, "the ring is full: exit");
 	is(ring->last, room - 1, "one entry stays free");
 	ring->first = ring->last;
+	unsigned was = ring->last;
 	machine_run(&m);
+	is((ring->last + room - was) % room, room - 1, "what user space wrote is not put into it as well");
 	ok(ring->last != ring->first, "emptied, it is used again");
 	zone.size = 4;
 	is(call(m.vm, KVM_UNREGISTER_COALESCED_MMIO, &zone), 0, "a larger zone is not that one");
