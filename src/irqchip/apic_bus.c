@@ -3,6 +3,7 @@
 // SDM: "Issuing Interprocessor Interrupts", "Determining IPI Destination", "Message Signalled
 // Interrupts"; Intel 64 "x2APIC" destination formats.
 //
+// Deviation: beside an in-kernel I/O APIC, MSIs are edge-triggered whatever they say.
 // Deviation, KVM's: lowest priority picks the APIC that got the fewest such interrupts so far.
 #include "irqchip/lapic_regs.h"
 
@@ -135,7 +136,9 @@ int apic_send_msi(struct irqchip *chip, uint64_t address, uint32_t data, bool x2
 		.vector = data & 0xff,
 		.mode = data >> 8 & 7,
 		.logical = address >> 2 & 1,
-		.level = data >> 15 & 1,
+		// The TMR says that somebody waits for the EOI. An I/O APIC in user space beside the one in here
+		// (QEMU's microvm has a second one) would wait in vain: its driver has to tell it itself.
+		.level = (data >> 15 & 1) && !chip->pic_and_ioapic,
 		.assert = data >> 14 & 1,
 		.msi_redirection_hint = address >> 3 & 1,
 	};
