@@ -147,8 +147,9 @@ static double lives(int kvm, unsigned machines)
 
 int main(int argc, char **argv)
 {
-	static const uint8_t out[] = { 0xee, 0xeb, 0xfd }; // out dx,al; jmp back to it
-	static const uint8_t in[] = { 0xec, 0xeb, 0xfd };
+	// fninit, as every operating system does; out dx,al; jmp back to that
+	static const uint8_t out[] = { 0xdb, 0xe3, 0xee, 0xeb, 0xfd };
+	static const uint8_t in[] = { 0xdb, 0xe3, 0xec, 0xeb, 0xfd };
 	unsigned batches = argc > 1 ? (unsigned)atoi(argv[1]) : 201;
 	unsigned machines = argc > 2 ? (unsigned)atoi(argv[2]) : 201;
 	double begin = now();

@@ -6,6 +6,9 @@
 // host's instruction addresses, which x87 instructions of translated code leave in FIP, become
 // guest addresses at the moment the state is unloaded, while the code they lie in still exists.
 //
+// XSAVE and XRSTOR take hundreds of cycles whatever they move. Who uses neither x87 nor AVX-512 (XGETBV(1) tells,
+// where there is one) has its vector registers moved one by one.
+//
 // SDM: "x87 FPU Instruction and Data (Operand) Pointers", "Last Instruction Opcode". Deviation:
 // FDP and FOP read as zero unless the guest loaded them itself; the SDM lets them be undefined
 // unless an unmasked exception was raised.
@@ -24,6 +27,7 @@
 static struct {
 	u64 mask;		 // components kept in cpu->fpstate
 	bool xsavec;
+	bool xinuse;		 // XGETBV(1): which components are not in their initial configuration
 	u32 offset[XSTATE_BITS]; // standard format
 } host;
 
@@ -47,6 +51,7 @@ __attribute__((constructor)) static void probe_host(void)
 		host.mask &= ~XSTATE_MASK_AVX512;
 	host_cpuid(0xd, 1, r);
 	host.xsavec = r[0] >> 1 & 1;
+	host.xinuse = r[0] >> 2 & 1;
 	for (unsigned i = XSTATE_AVX; i < XSTATE_BITS; i++) {
 		if (!(host.mask >> i & 1))
 			continue;
@@ -74,11 +79,60 @@ GENERAL_REGISTERS static void host_xrstor(const void *area)
 			 "d"((u32)(host.mask >> 32)) : "memory");
 }
 
-// The control words that C code of this thread expects, and an empty x87 stack.
-GENERAL_REGISTERS static void thread_control_words(struct cpu *cpu)
+// What XSAVE is needed for.
+#define LONG_WAY (XSTATE_MASK(XSTATE_X87) | XSTATE_MASK_AVX512)
+
+// Components in use in the host's registers; all, if the host does not tell.
+GENERAL_REGISTERS static u64 components_in_use(void)
 {
-	__asm__ volatile("fninit; fldcw %0; vzeroupper; ldmxcsr %1" : :
-			 "m"(cpu->host_fcw), "m"(cpu->host_mxcsr));
+	u32 low, high;
+
+	if (!host.xinuse)
+		return host.mask;
+	__asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(1));
+	return (low | (u64)high << 32) & host.mask;
+}
+
+#define EACH_VECTOR(one) \
+	one(0) one(1) one(2) one(3) one(4) one(5) one(6) one(7) \
+	one(8) one(9) one(10) one(11) one(12) one(13) one(14) one(15)
+#define STORE_LOW(n) "vmovups %%xmm" #n ", 16*" #n "(%0); "
+#define STORE_BOTH(n) STORE_LOW(n) "vextractf128 $1, %%ymm" #n ", 16*" #n "(%1); "
+#define LOAD_LOW(n) "vmovups 16*" #n "(%0), %%xmm" #n "; "
+#define LOAD_BOTH(n) LOAD_LOW(n) "vinsertf128 $1, 16*" #n "(%1), %%ymm" #n ", %%ymm" #n "; "
+
+// Lower halves, and upper halves unless `high` is NULL: then they are zero.
+GENERAL_REGISTERS static void store_vectors(u8 *low, u8 *high)
+{
+	if (high)
+		__asm__ volatile(EACH_VECTOR(STORE_BOTH) : : "r"(low), "r"(high) : "memory");
+	else
+		__asm__ volatile(EACH_VECTOR(STORE_LOW) : : "r"(low) : "memory");
+}
+
+GENERAL_REGISTERS static void load_vectors(const u8 *low, const u8 *high)
+{
+	if (high)
+		__asm__ volatile(EACH_VECTOR(LOAD_BOTH) : : "r"(low), "r"(high) : "memory");
+	else
+		__asm__ volatile("vzeroupper; " EACH_VECTOR(LOAD_LOW) : : "r"(low) : "memory");
+}
+
+// Puts components into their initial configuration.
+GENERAL_REGISTERS static void clear_components(u64 components)
+{
+	static const u8 initial[XSTATE_HEADER_OFFSET + XSTATE_HEADER_SIZE] __attribute__((aligned(64)));
+
+	__asm__ volatile("xrstor64 (%0)" : : "r"(initial), "a"((u32)components), "d"((u32)(components >> 32))
+			 : "memory");
+}
+
+// The control words that C code of this thread expects, and an empty x87 stack.
+GENERAL_REGISTERS static void thread_control_words(struct cpu *cpu, bool x87)
+{
+	if (x87)
+		__asm__ volatile("fninit");
+	__asm__ volatile("fldcw %0; vzeroupper; ldmxcsr %1" : : "m"(cpu->host_fcw), "m"(cpu->host_mxcsr));
 }
 
 // A client's calls: see fpu.h. XSAVEC leaves out what is in its initial configuration, as the upper halves of
@@ -87,6 +141,12 @@ GENERAL_REGISTERS void fpu_thread_save(struct fpu_thread_state *state)
 {
 	volatile u64 *header = (volatile u64 *)(state->area + XSTATE_HEADER_OFFSET);
 
+	state->in_use = components_in_use();
+	if (!(state->in_use & LONG_WAY)) {
+		__asm__ volatile("stmxcsr %0" : "=m"(state->mxcsr));
+		store_vectors(state->area, state->in_use & XSTATE_MASK(XSTATE_AVX) ? state->area + 256 : NULL);
+		return;
+	}
 	for (unsigned i = 0; i < XSTATE_HEADER_SIZE / 8; i++)
 		header[i] = 0;
 	if (host.xsavec)
@@ -98,7 +158,17 @@ GENERAL_REGISTERS void fpu_thread_save(struct fpu_thread_state *state)
 
 GENERAL_REGISTERS void fpu_thread_restore(const struct fpu_thread_state *state)
 {
-	host_xrstor(state->area);
+	u64 strange;
+
+	if (state->in_use & LONG_WAY) {
+		host_xrstor(state->area);
+		return;
+	}
+	strange = components_in_use() & LONG_WAY;
+	if (strange)
+		clear_components(strange);
+	load_vectors(state->area, state->in_use & XSTATE_MASK(XSTATE_AVX) ? state->area + 256 : NULL);
+	__asm__ volatile("ldmxcsr %0" : : "m"(state->mxcsr));
 }
 
 // Of the thread's own state only the control words outlive a function call (System V ABI), and that is what
@@ -136,27 +206,72 @@ static void hide_host_pointers(struct cpu *cpu, const u64 loaded[3])
 	fields[2] = 0;
 }
 
+static bool x87_initial(const struct cpu *cpu)
+{
+	const u64 *words = (const u64 *)cpu->fpstate;
+	u64 all = (words[0] ^ FCW_INIT) | words[1] | words[2];
+
+	for (unsigned i = FX_ST / 8; i < FX_XMM / 8; i++)
+		all |= words[i];
+	return !all;
+}
+
 GENERAL_REGISTERS void cpu_fpu_load(struct cpu *cpu)
 {
+	u64 bv = fpu_xstate_bv(cpu), strange;
+
 	if (cpu->fpu_loaded)
 		return;
-	host_xrstor(cpu->fpstate);
 	cpu->fpu_loaded = true;
+	if (!host.xinuse || (bv & LONG_WAY)) {
+		host_xrstor(cpu->fpstate);
+		return;
+	}
+	strange = components_in_use() & LONG_WAY;
+	if (strange)
+		clear_components(strange);
+	load_vectors(cpu->fpstate + FX_XMM,
+		     bv & XSTATE_MASK(XSTATE_AVX) ? cpu->fpstate + host.offset[XSTATE_AVX] : NULL);
+	__asm__ volatile("ldmxcsr %0" : : "m"(cpu->fpstate[FX_MXCSR]));
+}
+
+// With the guest's x87 and AVX-512 state initial, before as now: their places in the image are as they were.
+GENERAL_REGISTERS static void unload_vectors(struct cpu *cpu, u64 in_use)
+{
+	u8 *high = cpu->fpstate + host.offset[XSTATE_AVX];
+
+	if (!(in_use & XSTATE_MASK(XSTATE_AVX))) {
+		for (unsigned i = 0; i < 256 / 8; i++)
+			((volatile u64 *)high)[i] = 0;
+		high = NULL;
+	}
+	store_vectors(cpu->fpstate + FX_XMM, high);
+	__asm__ volatile("stmxcsr %0" : "=m"(cpu->fpstate[FX_MXCSR]));
+	fpu_set_xstate_bv(cpu, in_use);
 }
 
 GENERAL_REGISTERS void cpu_fpu_unload(struct cpu *cpu)
 {
 	const volatile u64 *fields = (const volatile u64 *)cpu->fpstate;
-	u64 loaded[3];
+	u64 loaded[3], in_use;
 
 	if (!cpu->fpu_loaded)
 		return;
+	cpu->fpu_loaded = false;
+	in_use = components_in_use();
+	if (!((in_use | fields[XSTATE_HEADER_OFFSET / 8]) & LONG_WAY)) {
+		unload_vectors(cpu, in_use);
+		thread_control_words(cpu, false);
+		return;
+	}
 	for (unsigned i = 0; i < 3; i++)
 		loaded[i] = fields[i];
 	host_xsave(cpu->fpstate);
-	thread_control_words(cpu);
-	cpu->fpu_loaded = false;
+	thread_control_words(cpu, true);
 	hide_host_pointers(cpu, loaded);
+	// FNINIT leaves x87 in use to the processor. Empty registers that hold nothing are as good as none.
+	if (x87_initial(cpu))
+		fpu_set_xstate_bv(cpu, fpu_xstate_bv(cpu) & ~XSTATE_MASK(XSTATE_X87));
 }
 
 void fpu_reset(struct cpu *cpu)

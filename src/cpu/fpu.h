@@ -18,6 +18,8 @@ void cpu_fpu_leave(struct cpu *cpu);
 // The calling thread's own state, which a system call would leave alone and libc's functions do not.
 #define FPU_THREAD_STATE_SIZE 2816 // x87 to AVX-512 in the standard format, PKRU's place behind it
 struct fpu_thread_state {
+	u64 in_use; // components; decides what is in `area`
+	u32 mxcsr;
 	u8 area[FPU_THREAD_STATE_SIZE] __attribute__((aligned(64)));
 };
 void fpu_thread_save(struct fpu_thread_state *state);
