@@ -114,11 +114,11 @@ void pit_timer(struct irqchip *chip, uint64_t at)
 	// Owed more than this, the guest has stopped to listen, or its EOI never came.
 	if (pit->pending > 1000) {
 		pit->pending = 1;
-		pit->in_service = false;
+		__atomic_store_n(&pit->in_service, false, __ATOMIC_RELAXED);
 	}
-	if (pit->pending && !pit->in_service) {
+	if (pit->pending && !__atomic_load_n(&pit->in_service, __ATOMIC_SEQ_CST)) {
 		pit->pending--;
-		pit->in_service = true;
+		__atomic_store_n(&pit->in_service, true, __ATOMIC_RELAXED);
 		fire = true;
 	}
 	deadline = pit->next;
@@ -306,7 +306,7 @@ void pit_set_reinject(struct irqchip *chip, bool reinject)
 	if (chip->pit.reinject != reinject) {
 		__atomic_store_n(&chip->pit.reinject, reinject, __ATOMIC_RELAXED);
 		chip->pit.pending = 0;
-		chip->pit.in_service = false;
+		__atomic_store_n(&chip->pit.in_service, false, __ATOMIC_RELAXED);
 		ioapic_update_vectors(chip);
 	}
 	lock_release(&chip->lock);

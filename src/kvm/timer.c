@@ -4,7 +4,8 @@
 //
 // It also looks, some times a second, whether somebody set kvm_run.immediate_exit of a vCPU that
 // executes guest code: a signal handler that only does that cannot reach translated code otherwise. When
-// no vCPU has been in KVM_RUN for a while it stops doing so, until the next KVM_RUN wakes it.
+// no vCPU has been in KVM_RUN for a while it stops doing so, until the next KVM_RUN wakes it. At a slower
+// pace it has running vCPUs look whether the client has changed code that they run (cpu_client_ran()).
 //
 // It starts with the first KVM_RUN of the process and stays. A machine is known to it from its own first
 // KVM_RUN to its end; timers.lock is held while its deadlines are looked at, and is taken before
@@ -16,6 +17,7 @@
 
 #define NEVER (~0ull)
 #define LOOK_NS 4000000ull
+#define STALE_NS 20000000ull
 #define IDLE_LOOKS 250 // without a vCPU in KVM_RUN
 
 static struct {
@@ -25,6 +27,7 @@ static struct {
 	u32 watching;	    // it looks at immediate_exit
 	volatile u32 word;  // the futex it sleeps on
 	u64 next;	    // when it will look again; 0: it is awake
+	u64 stale_next;	    // when vCPUs will next look at their code
 } timers;
 
 void timer_after_fork_in_child(void)
@@ -72,7 +75,7 @@ static void expire(struct vm *vm, u64 now)
 }
 
 // Is a vCPU in KVM_RUN?
-static bool look_at_immediate_exit(struct vm *vm)
+static bool look_at_running(struct vm *vm, bool stale)
 {
 	bool running = false;
 
@@ -84,6 +87,8 @@ static bool look_at_immediate_exit(struct vm *vm)
 		running = true;
 		if (__atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_RELAXED))
 			vcpu_kick(vcpu);
+		else if (stale)
+			cpu_request(vcpu->cpu, REQ_TIMER);
 	}
 	return running;
 }
@@ -91,20 +96,22 @@ static bool look_at_immediate_exit(struct vm *vm)
 // What is due, and when to look again.
 static u64 look(unsigned *idle)
 {
-	bool running = false;
-	u64 next;
+	u64 next, begin = clock_now();
+	bool running = false, stale = begin >= timers.stale_next;
 
+	if (stale)
+		timers.stale_next = begin + STALE_NS;
 	__atomic_store_n(&timers.next, 0, __ATOMIC_SEQ_CST);
 	lock_take(&timers.lock);
 	for (struct vm *vm = timers.first; vm; vm = vm->timer_link) {
 		expire(vm, clock_now());
-		running |= look_at_immediate_exit(vm);
+		running |= look_at_running(vm, stale);
 	}
 	*idle = running ? 0 : *idle + 1;
 	if (*idle > IDLE_LOOKS) {
 		__atomic_store_n(&timers.watching, 0, __ATOMIC_SEQ_CST);
 		for (struct vm *vm = timers.first; vm; vm = vm->timer_link)
-			running |= look_at_immediate_exit(vm);
+			running |= look_at_running(vm, false);
 		if (running)
 			__atomic_store_n(&timers.watching, 1, __ATOMIC_SEQ_CST);
 	}
