@@ -57,6 +57,9 @@ volatile unsigned *cetkvm_stop_word(void);
  *   host-cpuid  (the same)      the host itself is one that has no more than this: it offers no more,
  *                               and guests and the state of others are given no more, whatever their
  *                               CPUID says. EBUSY after the first virtual machine of the process.
+ *   cpuid-policy     FUNCTION:INDEX:REGISTER:BIT:VALUE;...      (the first two in hexadecimal; REGISTER 0
+ *                               EAX to 3 EDX): bits that KVM_SET_CPUID2 sets or clears in what a client
+ *                               gives a guest. A guest may have CET so though its VMM does not know it.
  *   kvm-abi    over-saving, strict, constrained
  *                               which generation of KVM_GET_XSAVE and KVM_SET_XSAVE: before Linux 5.17,
  *                               before 6.6, and since then (which is the default) */

@@ -7,10 +7,12 @@
 #include "cli/program.h"
 
 #include "vmm/backend.h"
+#include "vmm/cpu_features.h"
 #include "vmm/cpuid.h"
 #include "vmm/message.h"
 #include "vmm/vmm.h"
 
+#include <cpuid.h>
 #include <errno.h>
 #include <getopt.h>
 #include <stdarg.h>
@@ -20,15 +22,25 @@
 #include <unistd.h>
 
 struct exec_options {
-	const char *cpu;
+	const char *cpu, *policy;
 	char settings[32768]; // CETKVM_OPTIONS
 };
 
-enum { OPTION_CPU = 256, OPTION_CLIENT_CPUID, OPTION_TRACE, OPTION_SYMBOLS, OPTION_GRAIN, OPTION_KVM_ABI, OPTION_HELP };
+enum {
+	OPTION_CPU = 256,
+	OPTION_CLIENT_CPUID,
+	OPTION_CPUID,
+	OPTION_TRACE,
+	OPTION_SYMBOLS,
+	OPTION_GRAIN,
+	OPTION_KVM_ABI,
+	OPTION_HELP,
+};
 
 static const struct option long_options[] = {
 	{ "cpu", required_argument, NULL, OPTION_CPU },
 	{ "client-cpuid", no_argument, NULL, OPTION_CLIENT_CPUID },
+	{ "cpuid", required_argument, NULL, OPTION_CPUID },
 	{ "trace", required_argument, NULL, OPTION_TRACE },
 	{ "symbols", required_argument, NULL, OPTION_SYMBOLS },
 	{ "grain", required_argument, NULL, OPTION_GRAIN },
@@ -73,6 +85,9 @@ static int take_option(struct exec_options *options, int option)
 		return 0;
 	case OPTION_CLIENT_CPUID:
 		return add_setting(options, "client-cpuid", "on");
+	case OPTION_CPUID:
+		options->policy = optarg;
+		return 0;
 	case OPTION_TRACE:
 		return strcmp(optarg, "cp") ? bad("--trace", optarg, "cp") : add_setting(options, "trace-cp", "on");
 	case OPTION_SYMBOLS:
@@ -89,6 +104,33 @@ static int take_option(struct exec_options *options, int option)
 	return -1;
 }
 
+// Does this machine keep every part of an XSAVE area that belongs to a feature where its guests have it?
+static bool places_agree(const struct kvm_cpuid2 *cpuid, unsigned first, unsigned last)
+{
+	unsigned eax, ebx, ecx, edx;
+
+	for (unsigned i = 0; i < cpuid->nent; i++) {
+		const struct kvm_cpuid_entry2 *e = &cpuid->entries[i];
+
+		if (e->function != 0xd || e->index < first || e->index > last)
+			continue;
+		if (!__get_cpuid_count(0xd, e->index, &eax, &ebx, &ecx, &edx) || eax != e->eax || ebx != e->ebx)
+			return false;
+	}
+	return true;
+}
+
+// Programs fill in leaf 0xD from CPUID instructions of their own, and look for state of the guest where
+// those say it is. What is elsewhere, or not at all, is not for them unless somebody asks for it.
+static const char *default_cpu(const struct kvm_cpuid2 *cpuid)
+{
+	static char text[64];
+
+	snprintf(text, sizeof(text), "host%s%s", places_agree(cpuid, 5, 7) ? "" : ",-avx512f",
+		 places_agree(cpuid, 9, 9) ? "" : ",-pku");
+	return text;
+}
+
 // The CPU model is worked out here, where complaints reach the person who asked for it, and handed
 // over as the list that KVM_GET_SUPPORTED_CPUID will give.
 static int set_cpu(struct exec_options *options)
@@ -99,18 +141,19 @@ static int set_cpu(struct exec_options *options)
 	int result = -1, fd;
 	char *text;
 
-	if (cpu_choice_parse(&choice, options->cpu) < 0)
+	if (options->cpu && cpu_choice_parse(&choice, options->cpu) < 0)
 		return -1;
 	fd = kvm->open();
 	if (fd < 0) {
 		vmm_message("%s: %s", kvm->name, kvm->problem() ? kvm->problem() : strerror(errno));
 		return -1;
 	}
-	// The client has to ask as well.
-	if (cpu_choice_wants(&choice, "amx_tile"))
-		(void)kvm->permit(COMPONENT_TILEDATA);
+	// AMX is in the list; clients that have not asked for permission are not told.
+	(void)kvm->permit(COMPONENT_TILEDATA);
 	cpuid = cpuid_supported(kvm, fd);
 	emulated = cpuid_emulated(kvm, fd);
+	if (cpuid && !options->cpu)
+		cpu_choice_parse(&choice, default_cpu(cpuid));
 	if (cpuid && emulated && !cpuid_apply_choice(cpuid, emulated, &choice, true)) {
 		text = cpuid_to_text(cpuid);
 		result = text ? add_setting(options, "supported-cpuid", text) : -1;
@@ -118,6 +161,52 @@ static int set_cpu(struct exec_options *options)
 	}
 	free(cpuid);
 	free(emulated);
+	kvm->close(fd);
+	return result;
+}
+
+static void add_policy_bit(char *text, size_t size, const struct cpu_feature *feature, bool value)
+{
+	size_t length = strlen(text);
+
+	// What a feature needs comes with it.
+	if (value && feature->needs)
+		add_policy_bit(text, size, &cpu_features[cpu_feature_find(feature->needs, strlen(feature->needs))], true);
+	length = strlen(text);
+	snprintf(text + length, size - length, "%x:%x:%u:%u:%u;", feature->leaf, feature->subleaf, feature->reg,
+		 feature->bit, value);
+}
+
+// "+shstk,-avx2": changes to what the program gives its guests.
+static int set_policy(struct exec_options *options)
+{
+	const struct kvm_backend *kvm = kvm_backend_library();
+	struct kvm_cpuid2 *cpuid;
+	static char text[2048];
+	int fd = kvm->open(), result = -1;
+
+	cpuid = fd < 0 ? NULL : cpuid_supported(kvm, fd);
+	for (const char *word = options->policy; cpuid; word++) {
+		size_t length = strcspn(word, ",");
+		int feature = length > 1 ? cpu_feature_find(word + 1, (unsigned)length - 1) : -1;
+
+		if ((*word != '+' && *word != '-') || feature < 0) {
+			vmm_message("--cpuid %.*s: not +FEATURE or -FEATURE; 'cetkvm exec --cpu list' lists the features",
+				    (int)length, word);
+			break;
+		}
+		if (*word == '+' && !cpuid_has_feature(cpuid, &cpu_features[feature])) {
+			vmm_message("--cpuid %.*s: %s cannot do that on this host", (int)length, word, kvm->name);
+			break;
+		}
+		add_policy_bit(text, sizeof(text), &cpu_features[feature], *word == '+');
+		word += length;
+		if (!*word) {
+			result = add_setting(options, "cpuid-policy", text);
+			break;
+		}
+	}
+	free(cpuid);
 	kvm->close(fd);
 	return result;
 }
@@ -193,7 +282,7 @@ int cli_exec(int argc, char **argv)
 		vmm_message("exec: %s", problem);
 		return CLI_BAD_INPUT;
 	}
-	if ((options.cpu && set_cpu(&options) < 0) || set_environment(&options) < 0)
+	if (set_cpu(&options) < 0 || (options.policy && set_policy(&options) < 0) || set_environment(&options) < 0)
 		return CLI_BAD_INPUT;
 	execvp(argv[optind], argv + optind);
 	vmm_message("exec: %s: %s", argv[optind], strerror(errno));

@@ -209,6 +209,8 @@ int cpuid_set_ioctl(struct vcpu *vcpu, const void *client)
 	struct kvm_cpuid2 header;
 	struct kvm_cpuid_entry2 *entries = NULL;
 	struct cpu_cpuid_entry own[CPU_MAX_CPUID];
+	unsigned count;
+	bool hidden_cet;
 	int result = copy_from_client(&header, client, sizeof(header));
 
 	if (result)
@@ -232,12 +234,16 @@ int cpuid_set_ioctl(struct vcpu *vcpu, const void *client)
 		goto out;
 	}
 	result = check_entries(own, header.nent);
-	if (!result)
-		result = guest_fpu_enable(vcpu, components_of(own, header.nent));
-	if (!result)
-		result = cpuid_set(vcpu->cpu, own, header.nent);
 	if (result)
 		goto out;
+	count = header.nent;
+	hidden_cet = cpuid_make_effective(own, &count);
+	result = guest_fpu_enable(vcpu, components_of(own, count));
+	if (!result)
+		result = cpuid_set(vcpu->cpu, own, count);
+	if (result)
+		goto out;
+	vcpu->hidden_cet = hidden_cet;
 	free(vcpu->cpuid);
 	vcpu->cpuid = entries;
 	vcpu->cpuid_count = header.nent;

@@ -25,6 +25,7 @@
 #define MAX_MEMSLOTS 32764
 #define MAX_GSI 4096
 #define GUEST_PHYS_BITS_MAX 52
+#define HIDDEN_CET_WORDS 10
 
 struct vm;
 struct vcpu;
@@ -305,6 +306,8 @@ struct vcpu {
 	unsigned cpuid_count;
 	bool enforce_pv_features;
 	u32 pv_features; // CPUID 0x40000001.EAX
+	bool hidden_cet; // the guest has CET by the operator's policy, the client does not know
+	u64 hidden_cet_words[HIDDEN_CET_WORDS];
 	u64 mcg_cap;
 	u8 *signal_mask; // KVM_SET_SIGNAL_MASK: 8 bytes or NULL
 	u64 signal_mask_value;
@@ -385,6 +388,16 @@ int lapic_base_set(struct vcpu *vcpu, u64 value, bool host);
 
 // ---- CPUID and MSRs ----
 unsigned msr_index_list(u32 *list, unsigned max);
+// What a client submitted, made the guest's (cpuid_effective.c). Entries has room for CPU_MAX_CPUID. True if
+// the guest has CET and the client does not know.
+bool cpuid_make_effective(struct cpu_cpuid_entry *entries, unsigned *count);
+// The option "cpuid-policy": FUNCTION:INDEX:REGISTER:BIT:VALUE;... -EINVAL
+int cpuid_set_policy(const char *text);
+// For such guests (hidden_cet.c): their processor leaves protected mode by KVM_SET_SREGS; the host reads
+// and writes MSRs. True: done, it was one that carries CET state.
+void hidden_cet_reset(struct vcpu *vcpu);
+bool hidden_cet_read(struct vcpu *vcpu, u32 msr, u64 *value);
+bool hidden_cet_write(struct vcpu *vcpu, u32 msr, u64 value);
 int cpuid_set_supported(const char *text); // the option "supported-cpuid"; -EINVAL
 int cpuid_set_host(const char *text); // the option "host-cpuid"; -EINVAL, -EBUSY: there are guests
 int cpuid_supported_ioctl(void *client);

@@ -14,6 +14,11 @@ static bool transfer(struct vcpu *vcpu, struct kvm_msr_entry *entry, bool write)
 	u64 value = entry->data;
 	int error;
 
+	if (vcpu && vcpu->hidden_cet &&
+	    (write ? hidden_cet_write(vcpu, entry->index, value) : hidden_cet_read(vcpu, entry->index, &value))) {
+		entry->data = value;
+		return true;
+	}
 	// State that XSAVE manages may be in memory.
 	if (vcpu && guest_fpu_holds_msr(entry->index))
 		guest_fpu_load(vcpu);

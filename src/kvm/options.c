@@ -35,6 +35,8 @@ __attribute__((visibility("default"))) int cetkvm_set_option(const char *name, c
 		if (result)
 			errno = -result;
 		return result ? -1 : 0;
+	} else if (!strcmp(name, "cpuid-policy")) {
+		good = !cpuid_set_policy(value);
 	} else if (!strcmp(name, "kvm-abi")) {
 		good = generation_by_name(value, &option_generation);
 	} else if (!strcmp(name, "symbols")) {

@@ -122,7 +122,7 @@ static void reset_cet(struct vcpu *vcpu)
 static int common_set(struct vcpu *vcpu, const struct kvm_sregs *s)
 {
 	struct cpu *cpu = vcpu->cpu;
-	u64 old_efer = cpu->efer;
+	u64 old_efer = cpu->efer, old_cr0 = cpu->cr0;
 
 	if (!cpu_sregs_valid(cpu, s->cr0, s->cr3, s->cr4, s->efer, s->cs.l))
 		return -EINVAL;
@@ -140,6 +140,8 @@ static int common_set(struct vcpu *vcpu, const struct kvm_sregs *s)
 	set_tables_and_segments(cpu, s);
 	if (is_client_reset(vcpu, s))
 		reset_cet(vcpu);
+	if (vcpu->hidden_cet && (old_cr0 & ~s->cr0 & CR0_PE))
+		hidden_cet_reset(vcpu);
 	cpu->ops->set_cr8(vcpu, s->cr8 & 15);
 	vcpu->exit_to_user = false;
 	// A boot processor that user space has put to its reset vector is to run.

@@ -53,7 +53,7 @@ const struct cpu_feature cpu_features[] = {
 
 	F("fsrm", 7, 0, EDX, 4, NULL), F("avx512_vp2intersect", 7, 0, EDX, 8, "avx512f"),
 	F("md_clear", 7, 0, EDX, 10, NULL), F("serialize", 7, 0, EDX, 14, NULL),
-	F("tsxldtrk", 7, 0, EDX, 16, NULL), F("ibt", 7, 0, EDX, 20, NULL),
+	F("tsxldtrk", 7, 0, EDX, 16, NULL), F("ibt", 7, 0, EDX, 20, "xsaves"),
 	F("amx_bf16", 7, 0, EDX, 22, "amx_tile"), F("avx512_fp16", 7, 0, EDX, 23, "avx512bw"),
 	F("amx_tile", 7, 0, EDX, 24, "xsave"), F("amx_int8", 7, 0, EDX, 25, "amx_tile"),
 	F("spec_ctrl", 7, 0, EDX, 26, NULL), F("intel_stibp", 7, 0, EDX, 27, "spec_ctrl"),

@@ -8,7 +8,8 @@
 #define KVM_SSP 0x4b564dff
 
 // What a guest has.
-enum { SHSTK = 1, IBT = 2, XSAVES = 4, LM = 8, FRED = 16 };
+enum { SHSTK = 1, IBT = 2, XSAVES = 4, LM = 8, FRED = 16,
+       STRAY = 32 /* CPUID has SHSTK and IBT, which do not count without XSAVES */ };
 static const struct setting {
 	const char *name;
 	unsigned has;
@@ -17,7 +18,7 @@ static const struct setting {
 	{ "SHSTK only", SHSTK | XSAVES | LM },
 	{ "IBT only", IBT | XSAVES | LM },
 	{ "no CET", XSAVES | LM },
-	{ "no XSAVES", SHSTK | IBT | LM },
+	{ "no XSAVES", STRAY | LM },
 	{ "no 64-bit mode", SHSTK | IBT | XSAVES },
 	{ "FRED only", FRED | XSAVES | LM },
 	{ "nothing", 0 },
@@ -230,9 +231,9 @@ static void set_cpuid(struct machine *m, unsigned has)
 	struct kvm_cpuid2 *cpuid = supported_cpuid(m->kvm);
 	struct kvm_cpuid_entry2 *e = cpuid_entry(cpuid, 7, 0);
 
-	if (!(has & SHSTK))
+	if (!(has & (SHSTK | STRAY)))
 		e->ecx &= ~(1u << 7);
-	if (!(has & IBT))
+	if (!(has & (IBT | STRAY)))
 		e->edx &= ~(1u << 20);
 	if (!(has & XSAVES))
 		cpuid_entry(cpuid, 0xd, 1)->eax &= ~(1u << 3);

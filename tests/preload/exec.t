@@ -21,6 +21,9 @@ refuses "no command" "exec: no command; usage: cetkvm exec"
 refuses "unknown option" "exec: unknown option '--nosuch'" --nosuch -- true
 refuses "option without a value" "exec: option '--cpu' needs a value" --cpu
 refuses "unknown model" "--cpu: unknown CPU model 'nosuch'" --cpu nosuch -- true
+refuses "a feature nobody knows" "--cpuid \+nosuch: not \+FEATURE or -FEATURE" --cpuid +nosuch -- true
+refuses "a feature without a sign" "--cpuid shstk: not \+FEATURE or -FEATURE" --cpuid +ibt,shstk -- true
+refuses "a feature that is not to be had" "--cpuid \+vmx: built-in KVM cannot do that" --cpuid +vmx -- true
 refuses "unknown program" "exec: nosuch-program: no such program in PATH" nosuch-program
 refuses "a folder" "exec: /: Is a directory" /
 refuses "a file that is no program" "exec: /etc/passwd: not executable" /etc/passwd
