@@ -16,6 +16,8 @@
 
 #include <errno.h>
 
+enum xstate_cet_u_rule option_cet_u_rule = CET_U_WITH_SHSTK;
+
 struct offered {
 	struct cpu_cpuid_entry entries[CPU_MAX_CPUID];
 	unsigned count;
@@ -53,7 +55,7 @@ static struct xstate_configs compute_configs(void)
 		processor.xcr0 = (u64)main->edx << 32 | main->eax;
 	if (extended)
 		processor.xss = (u64)extended->edx << 32 | extended->ecx;
-	xstate_configure(&configs, &processor, CET_U_WITH_SHSTK);
+	xstate_configure(&configs, &processor, option_cet_u_rule);
 	return configs;
 }
 

@@ -6,6 +6,9 @@
 #include "kvm/kvm.h"
 #include "xstate/fpstate.h"
 
+// When a host without shadow stacks keeps IA32_U_CET for its guests, for machines' host from now on: see
+// xstate/config.h. To be set before anything else is asked.
+extern enum xstate_cet_u_rule option_cet_u_rule;
 // What this host can keep for guests. The same for all.
 const struct xstate_configs *guest_fpu_configs(void);
 // User components that this process may give guests; and asking for one more: 0, or -EINVAL, -EOPNOTSUPP,

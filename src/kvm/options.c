@@ -4,6 +4,7 @@
 
 #include "base/symbols.h"
 #include "kvm/generation.h"
+#include "kvm/guest_fpu.h"
 #include "kvm/kvm.h"
 
 #include <errno.h>
@@ -21,7 +22,7 @@ static bool two_words(const char *value, const char *no, const char *yes, bool *
 
 __attribute__((visibility("default"))) int cetkvm_set_option(const char *name, const char *value)
 {
-	bool good;
+	bool good, with_either = false;
 
 	if (!strcmp(name, "trace-cp")) {
 		good = two_words(value, "off", "on", &option_trace_cp);
@@ -39,6 +40,10 @@ __attribute__((visibility("default"))) int cetkvm_set_option(const char *name, c
 		good = !cpuid_set_policy(value);
 	} else if (!strcmp(name, "kvm-abi")) {
 		good = generation_by_name(value, &option_generation);
+	} else if (!strcmp(name, "cet-u")) {
+		good = two_words(value, "shstk", "either", &with_either);
+		if (good)
+			option_cet_u_rule = with_either ? CET_U_WITH_EITHER : CET_U_WITH_SHSTK;
 	} else if (!strcmp(name, "symbols")) {
 		return symbols_load(value);
 	} else {

@@ -192,6 +192,9 @@ static void options(void)
 	errno = 0;
 	ok(cetkvm_set_option("kvm-abi", "lenient") < 0 && errno == EINVAL, "003 no fourth generation");
 	cetkvm_set_option("kvm-abi", "constrained");
+	ok(cetkvm_set_option("cet-u", "ibt") < 0 && errno == EINVAL, "002/1 the rule for CET_U is one of two");
+	is(cetkvm_set_option("cet-u", "either"), 0, "002/1 one of them");
+	is(cetkvm_set_option("cet-u", "shstk"), 0, "002/1 the other");
 }
 
 int main(void)
