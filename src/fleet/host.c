@@ -239,22 +239,23 @@ static enum fleet_end run_once(struct host *h, uint32_t *said)
 {
 	struct kvm_run *run = h->vcpu.run;
 
-	while (h->vcpu.kvm->ioctl(h->vcpu.fd, KVM_RUN, NULL) < 0) {
-		if (errno != EINTR && errno != EAGAIN) {
-			h->step->end_detail = 0;
-			return END_KVM;
+	do {
+		while (h->vcpu.kvm->ioctl(h->vcpu.fd, KVM_RUN, NULL) < 0) {
+			if (errno != EINTR && errno != EAGAIN) {
+				h->step->end_detail = 0;
+				return END_KVM;
+			}
+			if (alarm_target.over)
+				return END_STUCK;
 		}
-		if (alarm_target.over)
-			return END_STUCK;
-	}
-	switch (run->exit_reason) {
-	case KVM_EXIT_SHUTDOWN:
+		// Without an APIC of KVM's a lower CR8 is told, in case interrupts wait for it.
+	} while (run->exit_reason == KVM_EXIT_SET_TPR);
+	if (run->exit_reason == KVM_EXIT_SHUTDOWN)
 		return END_TRIPLE_FAULT;
-	case KVM_EXIT_IO:
-		if (run->io.direction == KVM_EXIT_IO_OUT && run->io.port == FLEET_PORT && run->io.size == 4) {
-			memcpy(said, (uint8_t *)run + run->io.data_offset, 4);
-			return END_NONE;
-		}
+	if (run->exit_reason == KVM_EXIT_IO && run->io.direction == KVM_EXIT_IO_OUT && run->io.port == FLEET_PORT &&
+	    run->io.size == 4) {
+		memcpy(said, (uint8_t *)run + run->io.data_offset, 4);
+		return END_NONE;
 	}
 	h->step->end_detail = run->exit_reason;
 	return END_KVM;

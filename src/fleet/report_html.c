@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+// Contrast of text to its ground is above 7:1 in both schemes.
 static const char style[] =
 	":root{color-scheme:light dark;--bg:#fbfbfa;--fg:#1c1e21;--dim:#62676e;--line:#d5d8dc;--card:#fff;"
 	"--kept:#d9f0dd;--keptf:#12522a;--lost:#fdeabc;--lostf:#6a4400;--corrupted:#f9cfcf;--corruptedf:#860f14;"
@@ -23,7 +24,7 @@ static const char style[] =
 	".refused{background:var(--refused);color:var(--refusedf)}\n"
 	".stayed,.unused,.unvisited{background:var(--stayed);color:var(--stayedf)}.set,.start{background:var(--set);color:var(--setf)}\n"
 	".path{display:flex;flex-wrap:wrap;align-items:stretch;gap:.5rem 0;list-style:none;margin:0;padding:0}\n"
-	".path li{display:flex;align-items:center;flex:1 1 15rem;min-width:0;max-width:24rem}\n"
+	".path li{display:flex;align-items:center;flex:1 1 15rem;min-width:0;max-width:24rem}.path li:first-child{max-width:21.5rem}\n"
 	".host{flex:1;min-width:0;align-self:stretch;background:var(--card);border:1px solid var(--line);border-radius:.5rem;"
 	"padding:.7rem .8rem;font-size:.9rem}\n"
 	".host b{display:block;font-size:1.05rem}.host dl{margin:.4rem 0 .6rem;display:grid;grid-template-columns:auto 1fr;gap:0 .6rem}\n"
@@ -34,12 +35,14 @@ static const char style[] =
 	"table{border-collapse:collapse;width:100%;font-size:.92rem}\n"
 	"th,td{padding:.3rem .6rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}\n"
 	"tbody tr:last-child>*{border-bottom:0}td{border-left:2px solid var(--card);font-weight:600}\n"
-	"thead th{white-space:nowrap}tbody th{font-weight:400}tbody th small{display:block;color:var(--dim);font-size:.8rem}\n"
+	"thead th{white-space:nowrap}thead th+th{width:10rem}tbody th{font-weight:400}tbody th small{display:block;color:var(--dim);font-size:.8rem}\n"
 	"ul.legend{list-style:none;padding:0;display:grid;grid-template-columns:repeat(auto-fit,minmax(17rem,1fr));gap:.35rem 1.2rem;"
 	"font-size:.9rem;margin:0}\n"
 	".legend .tag{min-width:6.2rem;text-align:center;margin-right:.5rem}.legend li{display:flex;align-items:baseline}\n"
-	".events{padding-left:1.2rem;margin:.3rem 0}.events li{margin:.35rem 0}\n"
-	"@media(max-width:34rem){.path{flex-direction:column}.path li{flex-direction:column;max-width:none;flex-basis:auto}"
+	".events{padding-left:1.4rem;margin:.3rem 0}.events>li{margin:.7rem 0}.events p{margin:.2rem 0;max-width:60rem}\n"
+	".differences{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.3rem 0;font-size:.9rem}"
+	".differences dt{color:var(--dim)}.differences dd{margin:0}\n"
+	"@media(max-width:34rem){.path{flex-direction:column}.path li,.path li:first-child{flex-direction:column;max-width:none;flex-basis:auto}"
 	".host{width:100%}.arrow{transform:rotate(90deg);margin:.3rem}tbody th small{display:none}th,td{padding:.3rem .4rem}}\n"
 	"@media print{body{max-width:none}.wide{overflow:visible}}\n";
 
@@ -173,11 +176,13 @@ static void put_differences(FILE *out, const struct fleet_step *s)
 		fleet_say_difference(s, c, text, sizeof(text));
 		if (!*text)
 			continue;
-		element(out, any ? "; " : "<br><span class=\"dim\">First differences: ", fleet_components[c].title, " ");
-		element(out, "<code>", text, "</code>");
+		if (!any)
+			fputs("<p>First differences:</p>\n<dl class=\"differences\">", out);
+		element(out, "<dt>", fleet_components[c].title, "</dt>");
+		element(out, "<dd><code>", text, "</code></dd>\n");
 		any = true;
 	}
-	fputs(any ? "</span>" : "", out);
+	fputs(any ? "</dl>" : "", out);
 }
 
 static void put_events(FILE *out, const struct fleet_journey *journey)
@@ -191,15 +196,15 @@ static void put_events(FILE *out, const struct fleet_journey *journey)
 		element(out, "<li><b>", host_of(journey, i)->name, "</b> ");
 		put_tag(out, word_of_step(journey, i));
 		if (!i)
-			fputs(" The guest starts, leaves its patterns and stops inside nested calls.", out);
+			fputs("<p>The guest starts, leaves its patterns and stops inside nested calls.</p>", out);
 		if (*s->missing)
-			element(out, "<br>The host lacks of the guest's processor: <code>", s->missing, "</code>");
+			element(out, "<p>The host lacks of the guest's processor: <code>", s->missing, "</code></p>");
 		fleet_say_refusal(journey, i, text, sizeof(text));
 		if (*text)
-			element(out, "<br>", text, "");
+			element(out, "<p>", text, "</p>");
 		if (i && s->end != END_NONE) {
 			fleet_say_guest(s, text, sizeof(text));
-			element(out, "<br>The guest saw: ", text, "");
+			element(out, "<p>The guest saw: ", text, "</p>");
 		}
 		put_differences(out, s);
 		fputs("</li>\n", out);
@@ -208,7 +213,7 @@ static void put_events(FILE *out, const struct fleet_journey *journey)
 		fleet_say_guest(&journey->source, text, sizeof(text));
 		element(out, "<li><b>", host_of(journey, journey->step_count - 2)->name, "</b> ");
 		put_tag(out, fleet_outcome_names[journey->source.outcome]);
-		element(out, "<br>The guest goes on where it was, and saw: ", text, "</li>\n");
+		element(out, "<p>The guest goes on where it was, and saw: ", text, "</p></li>\n");
 	}
 	fputs("</ol>\n", out);
 }
@@ -255,7 +260,7 @@ void fleet_write_html(FILE *out, const struct fleet_journey *journey)
 	element(out, "", text, "</p></header>\n<main>\n");
 	put_path(out, journey);
 	put_matrix(out, journey);
-	put_events(out, journey);
 	put_legend(out);
+	put_events(out, journey);
 	fputs("</main>\n</body>\n</html>\n", out);
 }
