@@ -56,7 +56,7 @@ void cancel_enter(int run_fd);
 void cancel_leave(void);
 
 // The client limits its own system calls: say that this may not go well (seccomp.c).
-void seccomp_seen(void);
+void seccomp_seen(const void *filter);
 
 // CPUID in the client's own code (client_cpuid.c). For the handler of SIGILL: was it one?
 void client_cpuid_start(void);

@@ -11,14 +11,15 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-void seccomp_seen(void)
+void seccomp_seen(const void *filter)
 {
 	static const char line[] =
 		"cetkvm: this program limits its own system calls (seccomp), which may end it where KVM needs others; "
 		"if it dies of SIGSYS, turn its sandbox off\n";
 	static bool said;
 
-	if (!__atomic_exchange_n(&said, true, __ATOMIC_RELAXED) && write(STDERR_FILENO, line, strlen(line)) < 0)
+	// Without a filter it only asks whether the kernel knows the call.
+	if (filter && !__atomic_exchange_n(&said, true, __ATOMIC_RELAXED) && write(STDERR_FILENO, line, strlen(line)) < 0)
 		return; // nobody listens
 }
 
@@ -31,7 +32,7 @@ EXPORT int prctl(int option, ...)
 	for (unsigned i = 0; i < 4; i++)
 		argument[i] = va_arg(args, unsigned long);
 	va_end(args);
-	if (option == PR_SET_SECCOMP && !thread.inside)
-		seccomp_seen();
+	if (option == PR_SET_SECCOMP && argument[0] == SECCOMP_MODE_FILTER && !thread.inside)
+		seccomp_seen((const void *)argument[1]);
 	return REAL(prctl)(option, argument[0], argument[1], argument[2], argument[3]);
 }

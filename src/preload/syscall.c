@@ -101,12 +101,12 @@ long syscall_ours(long number, long a, long b, long c, long d, long e, long f)
 			return cetkvm_arch_prctl((int)a, (unsigned long)b);
 		break;
 	case SYS_prctl:
-		if (a == PR_SET_SECCOMP && !thread.inside)
-			seccomp_seen();
+		if (a == PR_SET_SECCOMP && b == SECCOMP_MODE_FILTER && !thread.inside)
+			seccomp_seen((const void *)c);
 		break;
 	case SYS_seccomp:
-		if ((a == SECCOMP_SET_MODE_STRICT || a == SECCOMP_SET_MODE_FILTER) && !thread.inside)
-			seccomp_seen();
+		if (a == SECCOMP_SET_MODE_FILTER && !thread.inside)
+			seccomp_seen((const void *)c);
 		break;
 	}
 	return as_libc(raw_syscall6(number, a, b, c, d, e, f));

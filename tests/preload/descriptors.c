@@ -141,7 +141,7 @@ static bool interrupts_come(void)
 	memcpy(g.memory + 0x3000, event, sizeof(event));
 	memcpy(g.memory + 8 * 4, vectors, sizeof(vectors));
 	irqfd.fd = (uint32_t)eventfd(0, EFD_CLOEXEC);
-	alarm(10);
+	alarm(60);
 	good = good && ioctl(g.vcpu, KVM_RUN, 0) == 0 && g.run->io.port == 0x98 && ioctl(g.vm, KVM_IRQFD, &irqfd) == 0 &&
 	       eventfd_write((int)irqfd.fd, 1) == 0;
 	for (unsigned i = 0; good && i < 100; i++) {

@@ -46,4 +46,6 @@ for way in prctl syscall; do
 	is "$?" 0 "a program that limits its own system calls by $way runs"
 	matches "$scratch/err" "^cetkvm: this program limits its own system calls \\(seccomp\\)" "it is said what that may lead to"
 done
+"$cetkvm" exec -- "$CETKVM_BUILD/tests/preload/client-seccomp" asking 2>"$scratch/err"
+is "$? $(cat "$scratch/err")" "0 " "nothing is said to one that only asks whether it could"
 done_testing
