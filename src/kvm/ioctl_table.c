@@ -366,6 +366,7 @@ HANDLER(get_reg_list) { return reg_list(c->vcpu, c->client); }
 HANDLER(vcpu_enable_cap) { return capability_enable_vcpu(c->vcpu, c->arg); }
 HANDLER(get_tsc_khz) { return c->vcpu->tsc_khz; }
 HANDLER(setup_mce) { return cpu_setup_mce(c->vcpu->cpu, *(u64 *)c->arg); }
+HANDLER(set_mce) { return mce_set(c->vcpu, c->arg); }
 
 HANDLER(get_mp_state)
 {
@@ -564,6 +565,7 @@ static const struct ioctl_row rows[] = {
 	ROW(KVM_SET_DEVICE_ATTR, FD_VCPU, 0, set_device_attr),
 	ROW(KVM_HAS_DEVICE_ATTR, FD_VCPU, 0, has_device_attr),
 	ROW(KVM_X86_SETUP_MCE, FD_VCPU, 0, setup_mce),
+	ROW(KVM_X86_SET_MCE, FD_VCPU, 0, set_mce),
 	ROW(KVM_TPR_ACCESS_REPORTING, FD_VCPU, LAPIC, accept, "accepted; there is nothing to report"),
 	ROW(KVM_SET_VAPIC_ADDR, FD_VCPU, LAPIC, accept, "accepted; the guest needs no help with its task priority"),
 };

@@ -382,6 +382,7 @@ int xcrs_set(struct vcpu *vcpu, const struct kvm_xcrs *xcrs);
 int mp_state_set(struct vcpu *vcpu, u32 state);
 u32 mp_state_get(struct vcpu *vcpu);
 int one_reg(struct vcpu *vcpu, const struct kvm_one_reg *reg, bool set);
+int mce_set(struct vcpu *vcpu, const struct kvm_x86_mce *mce);
 int reg_list(struct vcpu *vcpu, void *client);
 u64 lapic_base_get(const struct vcpu *vcpu);
 int lapic_base_set(struct vcpu *vcpu, u64 value, bool host);

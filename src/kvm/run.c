@@ -294,16 +294,21 @@ static long interrupted(struct vcpu *vcpu)
 	return -EINTR;
 }
 
-// Exits that an instruction asked for which has completed. They wait while user space completes
-// another one.
+// Exits that an instruction asked for which has completed, or user space itself (a triple fault). They wait
+// while user space completes another one.
 static bool owes_exit(const struct vcpu *vcpu)
 {
-	return vcpu->tpr_exit || vcpu->eoi_exits[0] || vcpu->eoi_exits[1] || vcpu->eoi_exits[2] ||
-	       vcpu->eoi_exits[3];
+	return vcpu->triple_fault || vcpu->tpr_exit || vcpu->eoi_exits[0] || vcpu->eoi_exits[1] ||
+	       vcpu->eoi_exits[2] || vcpu->eoi_exits[3];
 }
 
 static long exit_owed(struct vcpu *vcpu)
 {
+	if (vcpu->triple_fault) {
+		vcpu->triple_fault = false;
+		vcpu->run->exit_reason = KVM_EXIT_SHUTDOWN;
+		return 0;
+	}
 	if (vcpu->tpr_exit) {
 		vcpu->tpr_exit = false;
 		vcpu->run->exit_reason = KVM_EXIT_SET_TPR;

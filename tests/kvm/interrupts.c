@@ -581,8 +581,104 @@ static void test_routing(void)
 	free(table);
 }
 
+static int set_mce(struct machine *m, unsigned bank, uint64_t status)
+{
+	struct kvm_x86_mce mce = { .status = status, .addr = 0x1234000, .misc = 0x8c, .mcg_status = 5, .bank = (uint8_t)bank };
+
+	return error_of(call(m->vcpu, KVM_X86_SET_MCE, &mce));
+}
+
+static uint64_t msr(struct machine *m, uint32_t index)
+{
+	struct { struct kvm_msrs head; struct kvm_msr_entry entry; } one = { .head.nmsrs = 1, .entry.index = index };
+
+	return call(m->vcpu, KVM_GET_MSRS, &one) == 1 ? one.entry.data : ~0ull;
+}
+
+static void test_machine_check(void)
+{
+	static const uint8_t handler[] = { 0xe6, 0x80, 0xcf };
+	const uint64_t valid = 1ull << 63, over = 1ull << 62, uncorrected = 1ull << 61;
+	struct machine m;
+	uint64_t cap = 10 | 1 << 8;
+	struct kvm_cpuid2 *cpuid;
+	struct kvm_sregs sregs;
+
+	machine_start(&m, IRQCHIP);
+	cpuid = supported_cpuid(m.kvm);
+	call(m.vcpu, KVM_SET_CPUID2, cpuid);
+	free(cpuid);
+	is(call(m.vcpu, KVM_X86_SETUP_MCE, &cap), 0, "ten banks");
+	is(set_mce(&m, 10, valid), EINVAL, "bank 10");
+	is(set_mce(&m, 1, 0), EINVAL, "a status that is not valid");
+	is(set_mce(&m, 1, valid | 1), 0, "a corrected error");
+	is(msr(&m, 0x405), (long long)(valid | 1), "is in the bank");
+	is(msr(&m, 0x406), 0x1234000, "with its address");
+	is(set_mce(&m, 1, valid | 2), 0, "another one");
+	is(msr(&m, 0x405), (long long)(valid | over | 2), "overflow");
+	handler_at(&m, 18, 0x3000, handler, sizeof(handler));
+	machine_bytes(&m, 0x90, 0xe6, 0x81, 0xeb, 0xfc);
+	call(m.vcpu, KVM_GET_SREGS, &sregs);
+	sregs.cr4 |= 1 << 6;
+	is(call(m.vcpu, KVM_SET_SREGS, &sregs), 0, "CR4.MCE");
+	is(set_mce(&m, 2, valid | uncorrected | 3), 0, "an uncorrected error");
+	is(msr(&m, 0x17a), 5, "MCG_STATUS: in progress");
+	machine_run(&m);
+	is(m.run->io.port, 0x80, "#MC");
+	is(set_mce(&m, 1, valid | 4), 0, "a corrected error in another bank");
+	is(set_mce(&m, 2, valid | 4), 0, "and in the same");
+	is(msr(&m, 0x409), (long long)(valid | over | uncorrected | 3), "does not push out the uncorrected one");
+	is(set_mce(&m, 3, valid | uncorrected | 3), 0, "an uncorrected error while one is handled");
+	is(machine_run(&m), KVM_EXIT_SHUTDOWN, "shuts the processor down");
+	machine_end(&m);
+}
+
+// struct kvm_lapic_state in x2APIC mode, by KVM_CAP_X2APIC_API.
+static void test_x2apic_ids(bool wide)
+{
+	struct machine m;
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_X2APIC_API, .args = { KVM_X2APIC_API_USE_32BIT_IDS } };
+	struct { struct kvm_msrs head; struct kvm_msr_entry entry; } base = {
+		.head.nmsrs = 1, .entry = { .index = 0x1b, .data = 0xfee00c00 } };
+	struct kvm_cpuid2 *cpuid;
+	struct kvm_lapic_state lapic;
+	uint32_t id, zero = 0;
+
+	machine_start(&m, IRQCHIP | NO_VCPU);
+	if (wide)
+		is(call(m.vm, KVM_ENABLE_CAP, &cap), 0, "32-bit IDs");
+	m.vcpu = call(m.vm, KVM_CREATE_VCPU, 0x123);
+	is(error_of(call(m.vcpu, KVM_SET_MSRS, &base)), 0, "x2APIC mode without X2APIC in CPUID");
+	is(call(m.vcpu, KVM_SET_MSRS, &base), 0, "is refused");
+	cpuid = supported_cpuid(m.kvm);
+	call(m.vcpu, KVM_SET_CPUID2, cpuid);
+	free(cpuid);
+	is(call(m.vcpu, KVM_SET_MSRS, &base), 1, "x2APIC mode");
+	call(m.vcpu, KVM_GET_LAPIC, &lapic);
+	memcpy(&id, lapic.regs + 0x20, 4);
+	is(id, wide ? 0x123 : 0x23000000, "the ID register");
+	memcpy(lapic.regs + 0x20, &zero, 4);
+	is(error_of(call(m.vcpu, KVM_SET_LAPIC, &lapic)), wide ? EINVAL : 0, "another ID is %s", wide ? "refused" : "ignored");
+	call(m.vcpu, KVM_GET_LAPIC, &lapic);
+	memcpy(&id, lapic.regs + 0x20, 4);
+	is(id, wide ? 0x123 : 0x23000000, "the ID stays");
+	memcpy(&id, lapic.regs + 0xd0, 4);
+	is(id, 0x12 << 16 | 1 << 3, "the LDR follows from it");
+	base.entry.data = 0xfee00800;
+	is(call(m.vcpu, KVM_SET_MSRS, &base), 1, "back to xAPIC mode, as only user space can");
+	call(m.vcpu, KVM_GET_LAPIC, &lapic);
+	memcpy(&id, lapic.regs + 0x20, 4);
+	is(id, 0x23000000, "an 8-bit ID again");
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .address_hi = 1, .data = VECTOR };
+	is(error_of(call(m.vm, KVM_SIGNAL_MSI, &msi)), wide ? EINVAL : 0, "address_hi bits 7:0");
+	machine_end(&m);
+}
+
 int main(void)
 {
+	test_machine_check();
+	test_x2apic_ids(false);
+	test_x2apic_ids(true);
 	test_irqfd_rules();
 	test_irqfd_signal();
 	test_resample();
