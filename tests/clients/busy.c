@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+// For guests that are moved while they run: keeps patterns in every x87, SSE and AVX register, computes
+// with them, and looks after each round whether all is as it must be. Where the kernel has user shadow
+// stacks it does so at the bottom of a recursion whose returns are on one.
+// Usage: busy SECONDS. Prints a line now and then; the last one is "busy: good ..." if nothing was ever
+// wrong.
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define ARCH_SHSTK_ENABLE 0x5001
+#define ARCH_SHSTK_SHSTK 1
+#define DEPTH 200
+#define TURNS 20000u
+#define CONTROL 0x0c7f // x87: round to zero, double precision
+#define MXCSR 0x7f80   // SSE: round to zero
+
+static bool avx;
+static uint64_t rounds, wrong;
+static volatile uint64_t depth_seen;
+
+#define EACH(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14) F(15)
+#define EACH_BUT_LAST(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14)
+#define STR2(x) #x
+#define STR(x) STR2(x)
+#define LOAD_SSE(n) "movdqa 64 + 32 * " STR(n) "(%1), %%xmm" STR(n) "\n"
+#define ADD_SSE(n) "paddq %%xmm15, %%xmm" STR(n) "\n"
+#define STORE_SSE(n) "movdqa %%xmm" STR(n) ", 64 + 32 * " STR(n) "(%1)\n"
+#define LOAD_AVX(n) "vmovdqa 64 + 32 * " STR(n) "(%1), %%ymm" STR(n) "\n"
+#define ADD_AVX(n) "vpaddq %%ymm15, %%ymm" STR(n) ", %%ymm" STR(n) "\n"
+#define STORE_AVX(n) "vmovdqa %%ymm" STR(n) ", 64 + 32 * " STR(n) "(%1)\n"
+// Eight turns of the x87 stack's top bring it back; in each two registers change their signs twice.
+#define X87_LOAD \
+	"fnstcw 576(%1); stmxcsr 580(%1); fldcw 584(%1); ldmxcsr 588(%1)\n" \
+	"fildq 56(%1); fildq 48(%1); fildq 40(%1); fildq 32(%1); fildq 24(%1); fildq 16(%1); fildq 8(%1); fildq (%1)\n"
+#define X87_TURN "fchs; fincstp; fchs; fdecstp; fchs; fincstp; fchs\n"
+#define X87_STORE \
+	"fistpq (%1); fistpq 8(%1); fistpq 16(%1); fistpq 24(%1); fistpq 32(%1); fistpq 40(%1); fistpq 48(%1)\n" \
+	"fistpq 56(%1); fnstcw 592(%1); stmxcsr 596(%1); fldcw 576(%1); ldmxcsr 580(%1)\n"
+#define CLOBBERS \
+	"memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", \
+		"xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "st", "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)", \
+		"st(7)"
+
+struct area {
+	int64_t x87[8];		// 0
+	uint64_t vector[16][4]; // 64
+	uint16_t old_control, pad0;
+	uint32_t old_mxcsr; // 580
+	uint16_t control, pad1;
+	uint32_t mxcsr; // 588
+	uint16_t control_after, pad2;
+	uint32_t mxcsr_after; // 596
+} __attribute__((aligned(32)));
+_Static_assert(offsetof(struct area, old_control) == 576 && offsetof(struct area, mxcsr_after) == 596, "");
+
+static void compute(struct area *a)
+{
+	uint32_t turns = TURNS;
+
+	if (avx)
+		__asm__ volatile(X87_LOAD EACH(LOAD_AVX) "1:\n" EACH_BUT_LAST(ADD_AVX) X87_TURN
+				 "dec %0; jnz 1b\n" EACH(STORE_AVX) X87_STORE "vzeroupper\n"
+				 : "+r"(turns) : "r"(a) : CLOBBERS);
+	else
+		__asm__ volatile(X87_LOAD EACH(LOAD_SSE) "1:\n" EACH_BUT_LAST(ADD_SSE) X87_TURN
+				 "dec %0; jnz 1b\n" EACH(STORE_SSE) X87_STORE
+				 : "+r"(turns) : "r"(a) : CLOBBERS);
+}
+
+static uint64_t mix(uint64_t x)
+{
+	x ^= x >> 31;
+	x *= 0x9e3779b97f4a7c15ull;
+	return x ^ x >> 29;
+}
+
+static void check(bool good, const char *what, int n)
+{
+	if (good)
+		return;
+	if (wrong++ < 10)
+		printf("busy: WRONG: %s %d in round %llu\n", what, n, (unsigned long long)rounds);
+	fflush(stdout);
+}
+
+static void one_round(void)
+{
+	struct area before, after;
+
+	memset(&before, 0, sizeof(before));
+	for (int i = 0; i < 8; i++)
+		before.x87[i] = (int64_t)mix(rounds * 8 + i) >> 2;
+	for (int i = 0; i < 16; i++)
+		for (int k = 0; k < 4; k++)
+			before.vector[i][k] = mix(rounds * 64 + i * 4 + k);
+	before.control = CONTROL;
+	before.mxcsr = MXCSR;
+	after = before;
+	compute(&after);
+	for (int i = 0; i < 8; i++)
+		check(after.x87[i] == before.x87[i], "x87 register", i);
+	for (int i = 0; i < 16; i++)
+		for (int k = 0; k < (avx ? 4 : 2); k++)
+			check(after.vector[i][k] == before.vector[i][k] + (i < 15 ? TURNS * before.vector[15][k] : 0),
+			      k < 2 ? "SSE register" : "upper half of AVX register", i);
+	check(after.control_after == CONTROL, "x87 control word", after.control_after);
+	check((after.mxcsr_after & ~0x3fu) == MXCSR, "MXCSR", (int)after.mxcsr_after);
+	rounds++;
+}
+
+// Returns from every level must find their addresses on the shadow stack.
+__attribute__((noinline, optimize("no-optimize-sibling-calls"))) static uint64_t descend(unsigned depth)
+{
+	uint64_t sum;
+
+	if (!depth) {
+		one_round();
+		return 1;
+	}
+	sum = descend(depth - 1) + depth;
+	depth_seen = depth;
+	return sum;
+}
+
+int main(int argc, char **argv)
+{
+	double seconds = argc > 1 ? atof(argv[1]) : 10;
+	struct timespec begin, now, said;
+	long status;
+
+	avx = __builtin_cpu_supports("avx2");
+	// In line: the return address of a function would not be on the shadow stack.
+	__asm__ volatile("syscall" : "=a"(status)
+			 : "a"((long)SYS_arch_prctl), "D"((long)ARCH_SHSTK_ENABLE), "S"((long)ARCH_SHSTK_SHSTK)
+			 : "rcx", "r11", "memory");
+	printf("busy: begins, %s, shadow stack %s\n", avx ? "AVX" : "SSE", status ? "off" : "on");
+	fflush(stdout);
+	clock_gettime(CLOCK_MONOTONIC, &begin);
+	said = begin;
+	do {
+		uint64_t sum = descend(DEPTH);
+
+		check(sum == 1 + DEPTH * (DEPTH + 1ull) / 2, "sum of the recursion", (int)sum);
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		if (now.tv_sec - said.tv_sec + (now.tv_nsec - said.tv_nsec) / 1e9 >= 0.3) {
+			printf("busy: %llu rounds\n", (unsigned long long)rounds);
+			fflush(stdout);
+			said = now;
+		}
+	} while (now.tv_sec - begin.tv_sec + (now.tv_nsec - begin.tv_nsec) / 1e9 < seconds);
+	printf("busy: %s after %llu rounds, %llu wrong\n", wrong ? "bad" : "good", (unsigned long long)rounds,
+	       (unsigned long long)wrong);
+	fflush(stdout);
+	_exit(wrong != 0);
+}
