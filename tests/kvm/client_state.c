@@ -9,6 +9,11 @@
 #include <sys/time.h>
 
 #define ROUNDS 10000
+// ioctl() of `cetkvm exec` is a C function that, unlike the library's, sets things up at its first call in a
+// thread, and looks longer at what is no ioctl of KVM's: those calls keep only what the ABI asks for.
+#ifndef THROUGH_DEVICE
+#define THROUGH_DEVICE 0
+#endif
 
 static bool avx512;
 
@@ -154,9 +159,12 @@ static void each_ioctl(struct machine *m)
 	checked(m->kvm, KVM_CHECK_EXTENSION, (void *)KVM_CAP_XSAVE2, "KVM_CHECK_EXTENSION", &wrong);
 	is(wrong, 0, "F9 after the CPUID ioctls");
 	wrong = 0;
-	checked(m->vm, 0x12345, NULL, "an unknown ioctl", &wrong);
+	if (!THROUGH_DEVICE)
+		checked(m->vm, 0x12345, NULL, "an unknown ioctl", &wrong);
 	checked(m->vcpu, KVM_SET_XSAVE, (void *)8, "a bad pointer", &wrong);
 	is(wrong, 0, "F9 after ioctls that fail");
+	if (THROUGH_DEVICE)
+		cetkvm_close(call(m->kvm, KVM_CREATE_VM, 0));
 	int vm = checked(m->kvm, KVM_CREATE_VM, NULL, "KVM_CREATE_VM", &wrong);
 	int other = checked(vm, KVM_CREATE_VCPU, NULL, "KVM_CREATE_VCPU", &wrong);
 	is(wrong, 0, "F9 after the creation of a machine");
@@ -270,6 +278,11 @@ int main(void)
 	machine_start(&m, IRQCHIP);
 	the_machine = &m;
 	sigaction(SIGALRM, &action, NULL);
+	if (THROUGH_DEVICE) {
+		m.run->immediate_exit = 1;
+		call(m.vcpu, KVM_RUN, 0);
+		m.run->immediate_exit = 0;
+	}
 	each_ioctl(&m);
 	guest_and_client(&m);
 	machine_end(&m);
