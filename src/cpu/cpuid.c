@@ -53,7 +53,7 @@ static const u16 emulated[] = {
 	FEATURE_SSBD, FEATURE_SYSCALL, FEATURE_NX, FEATURE_PDPE1GB, FEATURE_RDTSCP, FEATURE_LM,
 	FEATURE_LAHF_LM, FEATURE_PREFETCHW, FEATURE_XSAVEOPT, FEATURE_XSAVEC, FEATURE_XGETBV1,
 	FEATURE_XSAVES, FEATURE_XSAVEERPTR, FEATURE_WBNOINVD, FEATURE_ARAT,
-	FEATURE_BHI_CTRL, FEATURE_MCDT_NO,
+	FEATURE_BHI_CTRL, FEATURE_MCDT_NO, FEATURE_MOVDIRI, FEATURE_MOVDIR64B, FEATURE_CLDEMOTE,
 };
 
 // Executed by the host's units: offered where the host has them.
@@ -67,11 +67,7 @@ static const u16 executed_avx[] = {
 	FEATURE_AVX, FEATURE_FMA, FEATURE_F16C, FEATURE_AVX2, FEATURE_VAES, FEATURE_VPCLMULQDQ,
 	FEATURE_AVX_VNNI,
 };
-static const u16 executed_avx512[] = {
-	FEATURE_AVX512F, FEATURE_AVX512DQ, FEATURE_AVX512_IFMA, FEATURE_AVX512CD, FEATURE_AVX512BW,
-	FEATURE_AVX512VL, FEATURE_AVX512_VBMI, FEATURE_AVX512_VBMI2, FEATURE_AVX512_VNNI,
-	FEATURE_AVX512_BITALG, FEATURE_AVX512_VPOPCNTDQ, FEATURE_AVX512_BF16, FEATURE_AVX512_FP16,
-};
+// AVX-512 is not offered, whatever the host has: the translator copies no EVEX encodings.
 // Work, but are not offered: a guest that believes them is slower for it, or never sleeps. FRED: there
 // is no delivery of events by it, and CR4.FRED stays reserved; its IA32_FRED_SSP0 is IA32_PL0_SSP.
 static const u16 on_request[] = { FEATURE_FSRM, FEATURE_MONITOR, FEATURE_MONITORX, FEATURE_MWAIT_EXTENSIONS,
@@ -143,10 +139,6 @@ static const struct host *the_host(void)
 	if (xcr0 & XSTATE_MASK(XSTATE_AVX)) {
 		OFFER(&h, has, executed_avx);
 		h.xcr0 |= XSTATE_MASK(XSTATE_AVX);
-	}
-	if ((xcr0 & XSTATE_MASK_AVX512) == XSTATE_MASK_AVX512) {
-		OFFER(&h, has, executed_avx512);
-		h.xcr0 |= XSTATE_MASK_AVX512;
 	}
 	for (unsigned i = 0; i < sizeof(dynamic_features) / sizeof(dynamic_features[0]); i++)
 		h.dynamic[(dynamic_features[i] - 1) / 32] |= 1u << (dynamic_features[i] - 1) % 32;
