@@ -343,6 +343,9 @@ struct cpu {
 
 	u32 guest_debug;	// KVM_GUESTDBG_*
 	u64 guest_debug_dr[4], guest_debug_dr7;
+	// An instruction runs under data or I/O breakpoints: C notes what its accesses meet (debug_note_data()).
+	bool watch_data;
+	u32 watch_bits; // DR6 bits
 	struct { u32 exception; u64 pc, dr6, dr7; } debug_exit;
 	u64 fault_hva;
 	bool step_canceled;	// the instruction delivered an event, or SYSCALL cleared TF: no single-step #DB behind it

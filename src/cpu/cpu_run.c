@@ -880,6 +880,7 @@ static void run_blocks(struct cpu *cpu)
 	jit->single_running = single;
 	jit->slow_active = 0;
 	jit->saved_valid = false;
+	cpu->watch_bits = 0;
 	b = jit_get_block(cpu, mode);
 	enter_mode(cpu, mode);
 	cpu->interrupt_shadow = cpu->mov_ss_shadow = cpu->step_canceled = false;
@@ -887,8 +888,11 @@ static void run_blocks(struct cpu *cpu)
 		cpu->rflags &= ~(u64)FLAG_RF;
 	if (!cpu->fpu_loaded)
 		cpu_fpu_load(cpu);
+	cpu->watch_data = debug && debug_wants_data(cpu);
 	((enter_function *)jit->enter)(cpu, jit->rx + b->code);
 	ENTER_C(cpu);
+	jit->debug_bits |= cpu->watch_bits;
+	cpu->watch_data = false;
 	jit->single_running = false;
 	cpu->replay = false;
 	if (!cpu_64bit(cpu))
@@ -911,7 +915,7 @@ enum cpu_exit cpu_run(struct cpu *cpu)
 	cpu_fpu_enter(cpu);
 	if (sigsetjmp(buf, 0)) {
 		ENTER_C(cpu);
-		jit->single_running = false;
+		jit->single_running = cpu->watch_data = false;
 		if (cpu->event.valid) {
 			jit->debug_bits = 0;
 			// An exception in an interrupt's delivery takes its place: the two are handled serially.

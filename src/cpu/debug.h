@@ -43,6 +43,19 @@ bool debug_same(const struct cpu *cpu, const struct debug_setting *setting);
 u32 debug_code_match(const struct cpu *cpu, u64 linear);
 u32 debug_data_match(const struct cpu *cpu, u64 address, unsigned size, enum debug_access access);
 
+// An access of an instruction that is done in C.
+static inline void debug_note_data(struct cpu *cpu, u64 linear, unsigned size, unsigned access)
+{
+	if (__builtin_expect(cpu->watch_data, 0) && !(access & (ACCESS_IMPLICIT | ACCESS_SS | ACCESS_FETCH)))
+		cpu->watch_bits |= debug_data_match(cpu, linear, size, access & ACCESS_WRITE ? DEBUG_WRITE : DEBUG_READ);
+}
+
+static inline void debug_note_port(struct cpu *cpu, u16 port, unsigned size)
+{
+	if (__builtin_expect(cpu->watch_data, 0))
+		cpu->watch_bits |= debug_data_match(cpu, port, size, DEBUG_IO);
+}
+
 // Leaves a trap-class #DB to be delivered behind the current instruction, together with what is
 // already pending of it.
 void debug_trap(struct cpu *cpu, u32 dr6_bits);

@@ -4,6 +4,7 @@
 // Nothing is committed before cpu_ops->pio() is done; when it asks to leave, the instruction (for
 // a repeated one: the current piece) starts anew with the same port, size and count.
 // SDM: "Input/Output": "I/O Sensitive Instructions", "I/O Permission Bit Map".
+#include "cpu/debug.h"
 #include "cpu/handlers.h"
 #include "cpu/mem.h"
 #include "cpu/operand.h"
@@ -53,6 +54,7 @@ void in_handler(struct cpu *cpu, const struct insn *insn)
 	u32 value = 0;
 
 	check_port(cpu, port, size);
+	debug_note_port(cpu, port, size);
 	cpu_check_ops(cpu, cpu->ops->pio(cpu->opaque, port, &value, size, 1, false));
 	gpr_write(cpu, RAX, size, value);
 }
@@ -64,6 +66,7 @@ void out_handler(struct cpu *cpu, const struct insn *insn)
 	u32 value = gpr_read(cpu, RAX, size);
 
 	check_port(cpu, port, size);
+	debug_note_port(cpu, port, size);
 	cpu_check_ops(cpu, cpu->ops->pio(cpu->opaque, port, &value, size, 1, true));
 }
 
@@ -81,6 +84,7 @@ static void string_io(struct cpu *cpu, const struct insn *insn, bool output)
 	check_port(cpu, port, size); // also for a count of zero
 	if (!string_count(cpu, insn))
 		return;
+	debug_note_port(cpu, port, size);
 	do {
 		u8 *host = NULL;
 

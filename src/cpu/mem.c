@@ -5,6 +5,7 @@
 // An access is cut at page boundaries. Each part is found through the TLB, or is made by C: memory
 // I/O, stores to read-only memory (they are memory I/O to user space) and stores to pages with
 // translated code. All parts of a store are checked, first to last, before any is written.
+#include "cpu/debug.h"
 #include "cpu/guest_access.h"
 #include "cpu/mem.h"
 
@@ -34,6 +35,7 @@ void *mem_host(struct cpu *cpu, u64 linear, unsigned size, unsigned access)
 
 	if ((linear & 0xfff) + size > 0x1000)
 		return NULL;
+	debug_note_data(cpu, linear, size, access);
 	entry = lookup(cpu, linear, access);
 	if (!entry)
 		entry = tlb_fill(cpu, linear, access, &gpa);
@@ -122,6 +124,7 @@ void mem_read(struct cpu *cpu, u64 linear, void *data, unsigned size, unsigned a
 	u8 *bytes = data;
 
 	access &= ~ACCESS_WRITE;
+	debug_note_data(cpu, linear, size, access);
 	while (size) {
 		unsigned part = part_in_page(linear, size);
 		struct place place = find(cpu, linear, access);
@@ -168,6 +171,7 @@ void mem_write(struct cpu *cpu, u64 linear, const void *data, unsigned size, uns
 	struct place place;
 
 	access |= ACCESS_WRITE;
+	debug_note_data(cpu, linear, size, access);
 	if (part == size) {
 		place = find(cpu, linear, access);
 		store(cpu, &place, bytes, size);
@@ -201,6 +205,7 @@ void mem_write_n(struct cpu *cpu, u64 linear, u64 value, unsigned size, unsigned
 	struct tlb_entry *entry = NULL;
 
 	access |= ACCESS_WRITE;
+	debug_note_data(cpu, linear, size, access);
 	if ((linear & 0xfff) + size <= 0x1000)
 		entry = lookup(cpu, linear, access);
 	if (!entry) {
@@ -218,6 +223,7 @@ u64 mem_cmpxchg64(struct cpu *cpu, u64 linear, u64 expected, u64 desired, unsign
 	struct place place = find(cpu, linear, access | ACCESS_WRITE);
 	u64 old = expected;
 
+	debug_note_data(cpu, linear, sizeof(old), access | ACCESS_WRITE);
 	if (!place.host) {
 		// Locked accesses to memory I/O are not atomic for anybody.
 		mmio(cpu, place.gpa, (u8 *)&old, sizeof(old), false);

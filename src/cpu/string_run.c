@@ -14,10 +14,10 @@ static bool backward(const struct cpu *cpu)
 	return cpu->rflags & FLAG_DF;
 }
 
-// With single-stepping there is a trap after each iteration.
+// With single-stepping there is a trap after each iteration, with breakpoints after the one that meets it.
 static bool stepping(const struct cpu *cpu)
 {
-	return (cpu->rflags & FLAG_TF) || (cpu->guest_debug & KVM_GUESTDBG_SINGLESTEP);
+	return cpu->watch_data || (cpu->rflags & FLAG_TF) || (cpu->guest_debug & KVM_GUESTDBG_SINGLESTEP);
 }
 
 u64 string_count(const struct cpu *cpu, const struct insn *insn)

@@ -26,6 +26,12 @@ CODE(breakpoint_turned_on, "mov $40, %ecx\n 1: call breakpoint_far_at; cmp $20, 
 	" 2: dec %ecx; jnz 1b");
 CODE(icebp, ".byte 0xf1\n icebp_after: nop");
 CODE(int3, "int3\n int3_after: nop");
+CODE(rep_movs, "cld\n rep_movs_at: rep movsb\n rep_movs_after: nop");
+CODE(lods, "cld; lodsq\n lods_after: nop");
+CODE(xlat, "xlatb\n xlat_after: nop");
+CODE(fxsave, "fxsave64 (%rdi)\n fxsave_after: nop");
+CODE(cmpxchg16, "lock cmpxchg16b (%rdi)\n cmpxchg16_after: nop");
+CODE(out_port, "mov $0x80, %dx; out %al, %dx\n out_port_after: nop");
 CODE(read_dr, "mov %dr6, %rax; mov %dr7, %rbx");
 CODE(write_dr7, "mov %rax, %dr7");
 CODE(read_dr4, "mov %dr4, %rax");
@@ -189,6 +195,72 @@ static void test_breakpoints(void)
 	CHECK(outcome.vector == BP && outcome.rip == ADDR(int3_after), "INT3 is a trap #BP");
 }
 
+LABEL(rep_movs_at);
+LABEL(rep_movs_after);
+LABEL(lods_after);
+LABEL(xlat_after);
+LABEL(fxsave_after);
+LABEL(cmpxchg16_after);
+LABEL(out_port_after);
+extern u64 kit_cr4; /* what run() goes back to */
+static u8 source[64], area[1024] __attribute__((aligned(64)));
+
+// Accesses of instructions that are not simple loads and stores.
+static void test_watched(void)
+{
+	struct run r = run_default(rep_movs);
+
+	r.gpr[RSI] = ADDR(source);
+	r.gpr[RDI] = ADDR(area);
+	r.gpr[RCX] = 32;
+	set_dr0(ADDR(area + 9));
+	set_dr6(0xffff0ff0);
+	set_dr7(0x400 | 3 | 1 << 16); /* write, 1 byte */
+	run(&r);
+	CHECK_VECTOR(DB, "data breakpoint in the middle of REP MOVSB");
+	CHECK(outcome.rip == ADDR(rep_movs_at) && outcome.gpr[RCX] == 22, "after the iteration that meets it");
+	CHECK_EQ(outcome.dr6 & 0xf, 1, "DR6.B0");
+	set_dr0(ADDR(area + 31));
+	run(&r);
+	CHECK(outcome.vector == DB && outcome.rip == ADDR(rep_movs_after) && !outcome.gpr[RCX], "at its last iteration: behind it");
+	set_dr0(ADDR(source + 4));
+	run(&r);
+	CHECK_DONE("a write breakpoint on what it reads");
+	set_dr7(0x400 | 3 | 3 << 16);
+	run(&r);
+	CHECK(outcome.vector == DB && outcome.gpr[RCX] == 27, "a read-write breakpoint");
+	r.rip = ADDR(lods);
+	run(&r);
+	CHECK(outcome.vector == DB && outcome.rip == ADDR(lods_after), "LODSQ over it");
+	r.rip = ADDR(xlat);
+	r.gpr[RBX] = ADDR(source);
+	r.gpr[RAX] = 4;
+	run(&r);
+	CHECK(outcome.vector == DB && outcome.rip == ADDR(xlat_after), "XLAT");
+	r.gpr[RAX] = 5;
+	run(&r);
+	CHECK_DONE("XLAT beside it");
+	r.rip = ADDR(fxsave);
+	set_dr0(ADDR(area + 200));
+	set_dr7(0x400 | 3 | 1 << 16);
+	run(&r);
+	CHECK(outcome.vector == DB && outcome.rip == ADDR(fxsave_after), "FXSAVE");
+	r.rip = ADDR(cmpxchg16);
+	set_dr0(ADDR(area + 12));
+	run(&r);
+	CHECK(outcome.vector == DB && outcome.rip == ADDR(cmpxchg16_after), "CMPXCHG16B");
+	r.rip = ADDR(out_port);
+	set_dr0(0x80);
+	set_dr7(0x400 | 3 | 2 << 16);
+	kit_cr4 &= ~(u64)CR4_DE;
+	run(&r);
+	CHECK_DONE("an I/O breakpoint without CR4.DE");
+	kit_cr4 |= CR4_DE;
+	run(&r);
+	CHECK(outcome.vector == DB && outcome.rip == ADDR(out_port_after), "with it");
+	set_dr7(0x400);
+}
+
 static void test_registers(void)
 {
 	struct run r = run_user(read_dr);
@@ -223,5 +295,6 @@ void test_main(void)
 {
 	test_single_step();
 	test_breakpoints();
+	test_watched();
 	test_registers();
 }
