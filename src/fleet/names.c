@@ -44,6 +44,8 @@ const struct fleet_component_name fleet_components[FLEET_COMPONENTS] = {
 	[FLEET_S_CET] = { "s-cet", "S_CET", "IA32_S_CET, IA32_INTERRUPT_SSP_TABLE_ADDR", PIECE_MSRS },
 	[FLEET_SHADOW_STACK] = { "shadow-stack", "shadow stack", "SSP, and the calls open on a live shadow stack",
 				 PIECE_SSP },
+	[FLEET_USER_STACK] = { "user-shadow-stack", "user shadow stack", "IA32_PL3_SSP, and a program's open calls",
+			       PIECE_MSRS },
 };
 
 struct text {
@@ -175,7 +177,8 @@ void fleet_say_guest(const struct fleet_step *s, char *text, size_t size)
 			add(&t, " at address 0x%llx", (unsigned long long)r->cr2);
 		else if (r->error)
 			add(&t, " with error code 0x%llx", (unsigned long long)r->error);
-		add(&t, " after %u of %u returns; ", r->returned, r->depth);
+		add(&t, " after %u of %u returns; ", r->returned + r->user_returned,
+		    r->depth + r->user_depth);
 	}
 	for (uint32_t verdict = FLEET_WRONG; r->checked && verdict <= FLEET_OFF; verdict++) {
 		bool more = false;
@@ -192,7 +195,7 @@ void fleet_say_guest(const struct fleet_step *s, char *text, size_t size)
 	if (!wrong && s->end == END_EXCEPTION)
 		add(&t, "all values are what they were");
 	else if (!wrong)
-		add(&t, "everything is what it was; %u calls returned", r->returned);
+		add(&t, "everything is what it was; %u calls returned", r->returned + r->user_returned);
 }
 
 void fleet_say_difference(const struct fleet_step *s, enum fleet_component component, char *text, size_t size)
@@ -215,6 +218,8 @@ void fleet_say_difference(const struct fleet_step *s, enum fleet_component compo
 		add(&t, "DR%u", f->what);
 	else if (component == FLEET_SHADOW_STACK)
 		add(&t, "SSP");
+	else if (component == FLEET_USER_STACK)
+		add(&t, "calls");
 	else if (component == FLEET_XCR0 || f->verdict == FLEET_OFF)
 		add(&t, component == FLEET_PKRU ? "CR4.PKE" : "XCR0");
 	else if (component == FLEET_PKRU)

@@ -115,7 +115,8 @@ static void put_step(FILE *out, const struct fleet_journey *journey, const struc
 				s->report.exception - 1, (unsigned long long)s->report.error,
 				(unsigned long long)s->report.rip, (unsigned long long)s->report.cr2);
 		if (s->end != END_NONE)
-			fprintf(out, ", \"open_calls\": %u, \"returned\": %u", s->report.depth, s->report.returned);
+			fprintf(out, ", \"open_calls\": %u, \"returned\": %u", s->report.depth + s->report.user_depth,
+				s->report.returned + s->report.user_returned);
 		fputs(" }", out);
 	}
 	fputs(",\n      \"components\": [\n", out);

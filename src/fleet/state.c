@@ -235,6 +235,8 @@ bool state_same(const struct vcpu_state *a, const struct vcpu_state *b, enum fle
 	case FLEET_CET_S:
 	case FLEET_S_CET:
 		return same_msrs(a, b, component);
+	case FLEET_USER_STACK:
+		return same_msrs(a, b, FLEET_CET_U);
 	case FLEET_SHADOW_STACK:
 		return (a->has_ssp ? a->ssp : 0) == (b->has_ssp ? b->ssp : 0);
 	default:

@@ -25,7 +25,7 @@ def fleet(*args):
     return subprocess.run([cetkvm, 'fleet', *args], capture_output=True, text=True, timeout=120)
 
 ALWAYS = ['general-registers', 'segments', 'control-registers', 'debug-registers', 'msrs', 'xcr0', 'x87', 'sse', 'avx']
-CET = ['cet-u', 'cet-s', 's-cet', 'shadow-stack']
+CET = ['cet-u', 'cet-s', 's-cet', 'shadow-stack', 'user-shadow-stack']
 XSAVE = ['x87', 'sse', 'avx', 'avx512', 'pkru', 'amx']
 
 def fates(step):
@@ -153,7 +153,7 @@ def load(name):
 s = load('silent-corruption')['steps'][1]
 equal(int(s['xstate_bv'], 16) & PKRU, PKRU, 'silent-corruption: PKRU is in the image')
 equal((int(s['not_the_guests'], 16), int(s['not_the_hosts'], 16)), (PKRU, 0), 'and it is the host that has it, not the guest')
-equal((s['guest']['end'], s['guest'].get('returned')), ('reported', 9), 'the guest runs on: nobody tells it')
+equal((s['guest']['end'], s['guest'].get('returned')), ('reported', 13), 'the guest runs on: nobody tells it')
 s = load('no-kernel-fix')['steps'][1]
 equal((int(s['not_the_guests'], 16), int(s['not_the_hosts'], 16)), (PKRU, PKRU), 'no-kernel-fix: nor has the new host')
 s = load('trimmed-on-the-way')['steps']

@@ -33,6 +33,7 @@ enum fleet_component {
 	FLEET_CET_S,
 	FLEET_S_CET,
 	FLEET_SHADOW_STACK,
+	FLEET_USER_STACK,
 	FLEET_COMPONENTS
 };
 
@@ -54,6 +55,7 @@ struct fleet_report {
 	uint32_t in_use;    // a bit per component: patterns were left in it before the move
 	uint32_t depth;     // calls that were open at the move
 	uint32_t returned;  // and how many of them have returned since
+	uint32_t user_depth, user_returned; // the same of the program in ring 3
 	uint32_t exception; // 1 + vector of the exception that ended it, or 0
 	uint32_t checked;   // the findings are there
 	uint64_t error, rip, cr2;

@@ -125,6 +125,7 @@ static void prepare_vectors(u64 cr4)
 		fill(to, 0x100 + i, has.component_size[i]);
 		if (i == 9) { // PKRU: the upper half is reserved
 			memset(to + 4, 0, has.component_size[i] - 4);
+			to[0] &= 0xfc; // the program in ring 3 has key 0
 			pkru_set = *(u32 *)to;
 		}
 		if (i == XCOMPONENT_TILECFG) { // palette 1, full tiles
@@ -155,14 +156,22 @@ static void prepare_cet(u64 cr4)
 	if (!s_cet_set)
 		return;
 	in_use(FLEET_S_CET);
-	u_cet_set = (has.shstk ? CET_SHSTK_EN | CET_WRSS_EN : 0) | (has.ibt ? CET_ENDBR_EN | CET_NO_TRACK : 0);
-	wrmsr(MSR_U_CET, u_cet_set);
-	in_use(FLEET_CET_U);
+	u_cet_set = rdmsr(MSR_U_CET);
+	if (u_cet_set) {
+		if (has.shstk)
+			u_cet_set = (u_cet_set & ~(u64)CET_WRSS_EN) | (now & 1 ? CET_WRSS_EN : 0);
+		wrmsr(MSR_U_CET, u_cet_set);
+		in_use(FLEET_CET_U);
+		if (u_cet_set & CET_SHSTK_EN)
+			in_use(FLEET_USER_STACK);
+	}
 	if (!has.shstk)
 		return;
+	// Rings 0 and 3 are at home in theirs; nobody uses those of rings 1 and 2.
 	for (u32 i = 0; i < 4; i++) {
-		ssp_msr_set[i] = i == 3 ? pattern(FLEET_CET_U, i) & 0x00007ffffffffff8 : address_pattern(FLEET_CET_S, i);
-		wrmsr(ssp_msrs[i], ssp_msr_set[i]);
+		if (i == 1 || i == 2)
+			wrmsr(ssp_msrs[i], address_pattern(FLEET_CET_S, i));
+		ssp_msr_set[i] = rdmsr(ssp_msrs[i]);
 	}
 	in_use(FLEET_CET_S);
 	if (s_cet_set & CET_SHSTK_EN)
@@ -288,8 +297,12 @@ static void check_cet(u64 cr4)
 		compare(FLEET_CET_U, MSR_U_CET, u_cet_set, u_cet);
 	if (!has.shstk)
 		return;
-	if (there && u_cet)
+	if (there && u_cet) {
 		check_msr(FLEET_CET_U, MSR_PL3_SSP, ssp_msr_set[3]);
+		check_msr(FLEET_USER_STACK, MSR_PL3_SSP, ssp_msr_set[3]);
+	} else {
+		off(FLEET_USER_STACK, MSR_U_CET, u_cet_set, u_cet);
+	}
 	for (u32 i = 0; i < 3; i++) {
 		if (there && (s_cet & CET_SHSTK_EN))
 			check_msr(FLEET_CET_S, ssp_msrs[i], ssp_msr_set[i]);
@@ -347,6 +360,11 @@ static void check_vectors(u64 cr4)
 	} else {
 		off(FLEET_PKRU, 0, pkru_set, 0);
 	}
+}
+
+void check_user(void)
+{
+	compare(FLEET_USER_STACK, 0, REPORT->user_depth, REPORT->user_returned);
 }
 
 void check_all(u64 cr4)

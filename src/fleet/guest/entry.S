@@ -17,6 +17,17 @@ start:
 	jmp 1b
 
 	.text
+/* INT 0x30 from ring 3: a system call, on the stacks of TSS.RSP0 and IA32_PL0_SSP. */
+	.balign 16
+	.globl kernel_entry
+kernel_entry:
+	endbr64
+	cld
+	subq $8, %rsp
+	call guest_step
+	addq $8, %rsp
+	iretq
+
 	.globl fleet_move
 fleet_move:
 	endbr64
@@ -132,6 +143,30 @@ exception:
 	call die
 2:	hlt
 	jmp 2b
+
+/* The program in ring 3: a system call inside nested calls, again and again. Page tables give it this. */
+	.section .user, "awx", @progbits
+	.macro NESTED name, inner:vararg
+\name:
+	\inner
+	incl user_returned(%rip)
+	ret
+	.endm
+	.globl user_main, user_returned, user_stack_top
+user_main:
+	endbr64
+1:	call user_1
+	jmp 1b
+	NESTED user_1, call user_2
+	NESTED user_2, call user_3
+	NESTED user_3, call user_4
+	NESTED user_4, int $0x30
+	.balign 16
+user_returned:
+	.long 0
+	.skip 1024
+	.balign 16
+user_stack_top:
 
 	.bss
 	.balign 4096

@@ -47,10 +47,14 @@ extern struct guest_features {
 
 extern const u64 ssp_table_address;
 
+extern u32 user_returned; // calls of the program in ring 3 that have returned
+
 void machine_init(void);
 void check_prepare(u32 step);
 // What is left. cr4: as it was on arrival. CET is off while this runs.
 void check_all(u64 cr4);
+// After the user's calls have returned, or have not.
+void check_user(void);
 void say(u32 what);
 void *memset(void *to, int value, size_t size);
 

@@ -1,45 +1,52 @@
 // SPDX-License-Identifier: MIT
-// The guest's machine: features, descriptor and page tables, exceptions, CET; and its loop.
+// The guest's machine: features, descriptor and page tables, exceptions, CET. A program in ring 3 makes
+// a system call inside nested calls; the kernel leaves patterns, nests calls of its own, and is moved.
 // SDM: "Shadow Stacks", "Supervisor Shadow Stack Token", "Interrupt Stack Table".
 #include "guest.h"
 
 #define DEPTH 8
+#define USER_DEPTH 4 // as entry.S has it
 
 #define PAGE 4096
 #define PTE_P 1ull
 #define PTE_W 2ull
+#define PTE_U 4ull
 #define PTE_A 0x20ull
 #define PTE_D 0x40ull
 
 #define CS64 0x08
 #define DATA 0x10
-#define TSS_SELECTOR 0x18
+#define USER_DATA 0x1b
+#define USER_CS64 0x23
+#define TSS_SELECTOR 0x28
+#define SYSTEM_CALL 0x30
 
 struct guest_features has;
 volatile u64 recover_rip;
 
 static u64 pml4[512] __attribute__((aligned(PAGE))), pdpt[512] __attribute__((aligned(PAGE))),
 	directory[512] __attribute__((aligned(PAGE))), table[512] __attribute__((aligned(PAGE)));
-// One for the loop, one for exceptions, one for double faults; on either kind of stack.
-enum { STACK_LOOP, STACK_EXCEPTION, STACK_DOUBLE_FAULT, STACKS };
-static u64 shadow_stacks[STACKS][512] __attribute__((aligned(PAGE)));
+// For system calls, exceptions and double faults; on either kind of stack.
+enum { STACK_SYSTEM_CALL, STACK_EXCEPTION, STACK_DOUBLE_FAULT, STACKS };
+static u64 shadow_stacks[STACKS][512] __attribute__((aligned(PAGE))), user_shadow_stack[512] __attribute__((aligned(PAGE)));
 static u8 stacks[STACKS][PAGE] __attribute__((aligned(PAGE)));
 static u64 ssp_table[8] __attribute__((aligned(64)));
 const u64 ssp_table_address = (u64)ssp_table;
 
-static u64 gdt[5];
+static u64 gdt[7];
 static struct {
 	u64 low, high;
-} idt[32];
+} idt[SYSTEM_CALL + 1];
 static struct {
 	u32 reserved0;
 	u64 rsp[3], reserved1, ist[7], reserved2;
 	u16 reserved3, iomap;
 } __attribute__((packed)) tss;
 
-extern const u8 exception_stubs[];
+extern const u8 exception_stubs[], kernel_entry[], user_main[], user_stack_top[], user_start[], user_end[];
 void fleet_move(void);
 void guest_main(void);
+void guest_step(void);
 void die(const u64 *frame, u64 cr4);
 
 void *memset(void *to, int value, size_t size)
@@ -85,6 +92,12 @@ static void find_features(void)
 	}
 }
 
+static void set_gate(unsigned vector, u64 to, u64 stack, u64 type)
+{
+	idt[vector].low = (to & 0xffff) | CS64 << 16 | stack << 32 | type << 40 | (to >> 16 & 0xffff) << 48;
+	idt[vector].high = to >> 32;
+}
+
 static void make_descriptors(void)
 {
 	struct {
@@ -95,18 +108,17 @@ static void make_descriptors(void)
 
 	gdt[CS64 / 8] = 0x00af9b000000ffff;
 	gdt[DATA / 8] = 0x00cf93000000ffff;
+	gdt[USER_DATA / 8] = 0x00cff3000000ffff;
+	gdt[USER_CS64 / 8] = 0x00affb000000ffff;
 	gdt[TSS_SELECTOR / 8] = (sizeof(tss) - 1) | (base & 0xffffff) << 16 | 0x89ull << 40 | (base >> 24 & 0xff) << 56;
 	gdt[TSS_SELECTOR / 8 + 1] = base >> 32;
+	tss.rsp[0] = (u64)stacks[STACK_SYSTEM_CALL] + PAGE;
 	tss.ist[0] = (u64)stacks[STACK_EXCEPTION] + PAGE;
 	tss.ist[1] = (u64)stacks[STACK_DOUBLE_FAULT] + PAGE;
 	tss.iomap = sizeof(tss);
-	for (unsigned i = 0; i < 32; i++) {
-		u64 to = (u64)exception_stubs + 16 * i;
-
-		idt[i].low = (to & 0xffff) | CS64 << 16 | (i == 8 ? 2ull : 1ull) << 32 | 0x8eull << 40 |
-			     (to >> 16 & 0xffff) << 48;
-		idt[i].high = to >> 32;
-	}
+	for (unsigned i = 0; i < 32; i++)
+		set_gate(i, (u64)exception_stubs + 16 * i, i == 8 ? 2 : 1, 0x8e);
+	set_gate(SYSTEM_CALL, (u64)kernel_entry, 0, 0xee);
 	pointer.limit = sizeof(gdt) - 1;
 	pointer.base = (u64)gdt;
 	__asm__ volatile("lgdt %0" : : "m"(pointer));
@@ -122,6 +134,10 @@ static void make_paging(void)
 {
 	for (u64 i = 0; i < 512; i++)
 		table[i] = i * PAGE | PTE_P | PTE_W | PTE_A | PTE_D;
+	for (u64 page = (u64)user_start; page < (u64)user_end; page += PAGE)
+		table[page / PAGE] |= PTE_U;
+	if (has.shstk)
+		table[(u64)user_shadow_stack / PAGE] = (u64)user_shadow_stack | PTE_P | PTE_U | PTE_A | PTE_D;
 	// Shadow-stack pages: read-only and dirty. Tokens first, for nothing else can write there then.
 	for (unsigned i = 0; i < STACKS; i++) {
 		shadow_stacks[i][511] = (u64)&shadow_stacks[i][511];
@@ -130,9 +146,9 @@ static void make_paging(void)
 	}
 	ssp_table[1] = (u64)&shadow_stacks[STACK_EXCEPTION][511];
 	ssp_table[2] = (u64)&shadow_stacks[STACK_DOUBLE_FAULT][511];
-	directory[0] = (u64)table | PTE_P | PTE_W;
-	pdpt[0] = (u64)directory | PTE_P | PTE_W;
-	pml4[0] = (u64)pdpt | PTE_P | PTE_W;
+	directory[0] = (u64)table | PTE_P | PTE_W | PTE_U;
+	pdpt[0] = (u64)directory | PTE_P | PTE_W | PTE_U;
+	pml4[0] = (u64)pdpt | PTE_P | PTE_W | PTE_U;
 	WRITE_CR(3, pml4);
 	WRITE_CR(0, READ_CR(0) | 1u << 16); // WP
 }
@@ -159,16 +175,19 @@ void machine_init(void)
 static inline __attribute__((always_inline)) void cet_on(void)
 {
 	u32 bits = (has.shstk ? CET_SHSTK_EN : 0) | (has.ibt ? CET_ENDBR_EN : 0);
+	u32 user = (has.shstk ? CET_WRSS_EN : 0) | (has.ibt ? CET_NO_TRACK : 0);
 
 	if (!bits)
 		return;
 	WRITE_CR(4, READ_CR(4) | CR4_CET);
+	wrmsr(MSR_U_CET, bits | user);
 	if (!has.shstk) {
 		wrmsr(MSR_S_CET, bits);
 		return;
 	}
 	wrmsr(MSR_INT_SSP_TAB, (u64)ssp_table);
-	wrmsr(MSR_PL0_SSP, (u64)&shadow_stacks[STACK_LOOP][511]);
+	wrmsr(MSR_PL3_SSP, (u64)&user_shadow_stack[512]);
+	wrmsr(MSR_PL0_SSP, (u64)&shadow_stacks[STACK_SYSTEM_CALL][511]);
 	__asm__ volatile("wrmsr; setssbsy" : : "c"(MSR_S_CET), "a"(bits), "d"(0) : "memory");
 }
 
@@ -195,18 +214,35 @@ static __attribute__((noinline)) void descend(unsigned levels)
 	__asm__ volatile("" : : : "memory");
 }
 
+// A system call: the report of the step before is complete now that the user's calls have returned.
+void guest_step(void)
+{
+	static u32 step;
+
+	if (step++) {
+		REPORT->user_returned = user_returned;
+		check_user();
+		say(FLEET_REPORTED);
+	}
+	memset(REPORT, 0, sizeof(*REPORT));
+	user_returned = 0;
+	REPORT->step = step;
+	REPORT->depth = DEPTH + 1;
+	REPORT->user_depth = USER_DEPTH;
+	check_prepare(step);
+	descend(DEPTH);
+}
+
 void guest_main(void)
 {
 	machine_init();
 	cet_on();
-	for (u32 step = 1;; step++) {
-		memset(REPORT, 0, sizeof(*REPORT));
-		REPORT->step = step;
-		REPORT->depth = DEPTH + 1;
-		check_prepare(step);
-		descend(DEPTH);
-		say(FLEET_REPORTED);
-	}
+	// No call and no return from here: IRET leaves the shadow stack as the first system call wants it.
+	__asm__ volatile("pushq %0; pushq %1; pushq $2; pushq %2; pushq %3; iretq"
+			 :
+			 : "i"(USER_DATA), "r"(user_stack_top), "i"(USER_CS64), "r"(user_main)
+			 : "memory");
+	__builtin_unreachable();
 }
 
 // The end, from an exception: on a stack of its own and with CET off. frame: vector, error, RIP...
@@ -220,6 +256,9 @@ void die(const u64 *frame, u64 cr4)
 	report->cr2 = READ_CR(2);
 	if (!report->checked)
 		check_all(cr4);
+	report->user_returned = user_returned;
+	if (frame[3] & 3)
+		check_user();
 	for (;;)
 		say(FLEET_DYING);
 }
