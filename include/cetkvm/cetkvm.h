@@ -64,7 +64,8 @@ volatile unsigned *cetkvm_stop_word(void);
  *                               which generation of KVM_GET_XSAVE and KVM_SET_XSAVE: before Linux 5.17,
  *                               before 6.6, and since then (which is the default)
  *   cet-u      shstk, either    whether a host needs shadow stacks to keep IA32_U_CET for guests, as Linux has
- *                               it (the default), or either half of CET, as the series first had it */
+ *                               it (the default), or either half of CET, as the series first had it;
+ *                               guests of a host without shadow stacks get no CET in any case */
 int cetkvm_set_option(const char *name, const char *value);
 
 /* What there is: number `index` of the ioctls, and of the capabilities that KVM_CHECK_EXTENSION knows.

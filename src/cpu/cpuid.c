@@ -12,7 +12,7 @@
 #include "cpu/features.h"
 #include "cpu/msr.h"
 #include "cpu/system.h"
-#include "xstate/xstate.h"
+#include "xstate/config.h"
 
 #include <errno.h>
 #include <linux/kvm_para.h>
@@ -162,6 +162,40 @@ static u32 reg_of(const struct cpu_cpuid_entry *entry, unsigned reg)
 	return reg == EAX ? entry->eax : reg == EBX ? entry->ebx : reg == ECX ? entry->ecx : entry->edx;
 }
 
+static bool host_offers(const struct xstate_cpuid_bit *bit, const void *opaque)
+{
+	for (unsigned i = 0; i < WORD_COUNT; i++)
+		if (words[i].function == bit->leaf && words[i].index == bit->subleaf && words[i].reg == bit->reg)
+			return host.offered[i] >> bit->bit & 1;
+	return false;
+}
+
+static void withdraw(unsigned feature)
+{
+	unsigned n = feature - 1;
+
+	host.offered[n / 32] &= ~(1u << n % 32);
+	host.allowed[n / 32] &= ~(1u << n % 32);
+}
+
+// KVM offers CET whole or not at all: without XSAVES, or where its host does not keep both components, neither
+// half of it; without either half, neither component.
+static void settle_cet(void)
+{
+	const u64 both = XSTATE_MASK(XSTATE_CET_U) | XSTATE_MASK(XSTATE_CET_S);
+	struct xstate_processor processor = { .xcr0 = host.xcr0, .xss = host.xss, .has = host_offers };
+	struct xstate_configs configs;
+
+	processor.xsave = cpuid_offers(FEATURE_XSAVE);
+	processor.xsaves = processor.xsave && cpuid_offers(FEATURE_XSAVES);
+	xstate_configure(&configs, &processor, CET_U_WITH_SHSTK);
+	if ((configs.xss & both) == both)
+		return;
+	withdraw(FEATURE_SHSTK);
+	withdraw(FEATURE_IBT);
+	host.xss &= ~both;
+}
+
 void cpuid_limit_host(const struct cpu_cpuid_entry *entries, unsigned count)
 {
 	u64 xcr0 = XSTATE_MASK_FPSSE, xss = 0;
@@ -187,6 +221,12 @@ void cpuid_limit_host(const struct cpu_cpuid_entry *entries, unsigned count)
 	}
 	host.xcr0 &= xcr0;
 	host.xss &= xss;
+	settle_cet();
+}
+
+u64 cpuid_offered_xss(void)
+{
+	return the_host()->xss;
 }
 
 bool cpuid_offers(unsigned feature)

@@ -554,6 +554,8 @@ int cpu_wrmsr(struct cpu *cpu, u32 index, u64 value, enum who who)
 // May any guest on this host have the row's MSR?
 static bool offered(const struct msr_row *row)
 {
+	if (row->index == MSR_XSS) // nothing to save where nothing can be enabled
+		return cpuid_offered_xss();
 	return !row->feature[0] || cpuid_offers(row->feature[0]) ||
 	       (row->feature[1] && cpuid_offers(row->feature[1]));
 }

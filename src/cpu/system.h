@@ -46,6 +46,8 @@ unsigned cpuid_emulated(struct cpu_cpuid_entry *entries, unsigned max);
 void cpuid_limit_host(const struct cpu_cpuid_entry *entries, unsigned count);
 // May a guest on this host have the feature (an enum cpu_feature)?
 bool cpuid_offers(unsigned feature);
+// Supervisor components that a guest on this host may enable in IA32_XSS.
+u64 cpuid_offered_xss(void);
 // Takes a guest's CPUID (KVM_SET_CPUID2): 0, or -EINVAL/-E2BIG. Recomputes features, masks.
 int cpuid_set(struct cpu *cpu, const struct cpu_cpuid_entry *entries, unsigned count);
 // Refreshes bits that follow the state (OSXSAVE, OSPKE, leaf 0xD sizes, APIC). Called by setters.

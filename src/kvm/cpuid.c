@@ -106,8 +106,31 @@ static void take_tiles_away(struct cpu_cpuid_entry *entries, unsigned *count)
 	*count = n;
 }
 
+// What the host turned out not to offer, although its description has it.
+static void take_cet_away(struct cpu_cpuid_entry *entries, unsigned *count)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < *count; i++) {
+		struct cpu_cpuid_entry e = entries[i];
+
+		if (e.function == 0xd && (e.index == XSTATE_CET_U || e.index == XSTATE_CET_S))
+			continue;
+		if (e.function == 7 && e.index == 0) {
+			e.ecx &= ~(1u << 7);
+			e.edx &= ~(1u << 20);
+		}
+		if (e.function == 0xd && e.index == 1)
+			e.ecx &= ~(u32)(XSTATE_MASK(XSTATE_CET_U) | XSTATE_MASK(XSTATE_CET_S));
+		entries[n++] = e;
+	}
+	*count = n;
+}
+
 int cpuid_set_host(const char *text)
 {
+	int result;
+
 	struct cpu_cpuid_entry entries[CPU_MAX_CPUID];
 	int count = parse_entries(text, entries);
 
@@ -117,7 +140,10 @@ int cpuid_set_host(const char *text)
 		return -EBUSY;
 	cpuid_limit_host(entries, (unsigned)count);
 	guest_fpu_forget_configs();
-	return cpuid_set_supported(text);
+	result = cpuid_set_supported(text);
+	if (!result && !cpuid_offers(FEATURE_SHSTK) && !cpuid_offers(FEATURE_IBT))
+		take_cet_away(wanted, &wanted_count);
+	return result;
 }
 
 int cpuid_supported_ioctl(void *client)

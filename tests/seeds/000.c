@@ -4,6 +4,9 @@
 // 18, 22, 23, 25 and 26 are about VMX.
 #include "seeds.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #define CR4_CET (1ull << 23)
 #define CR4_OSXSAVE (1ull << 18)
 
@@ -325,8 +328,69 @@ static void fred_ssp0(void)
 	machine_end(&m);
 }
 
+// Hosts that have less: each in a process of its own, as machines keep the host that they were made on.
+static unsigned offered_on(const char *without)
+{
+	static char text[16384];
+	int pipes[2], kvm;
+	unsigned got = ~0u;
+	size_t length = 0;
+
+	if (pipe(pipes))
+		return ~0u;
+	if (fork()) {
+		close(pipes[1]);
+		if (read(pipes[0], &got, sizeof(got)) != sizeof(got))
+			got = ~0u;
+		close(pipes[0]);
+		wait(NULL);
+		return got;
+	}
+	kvm = cetkvm_open();
+	struct kvm_cpuid2 *cpuid = supported_cpuid(kvm);
+	if (strstr(without, "shstk"))
+		cpuid_entry(cpuid, 7, 0)->ecx &= ~(1u << 7);
+	if (strstr(without, "ibt"))
+		cpuid_entry(cpuid, 7, 0)->edx &= ~(1u << 20);
+	if (strstr(without, "xsaves"))
+		cpuid_entry(cpuid, 0xd, 1)->eax &= ~(1u << 3);
+	if (strstr(without, "cet-s"))
+		cpuid_entry(cpuid, 0xd, 1)->ecx &= ~(1u << 12);
+	for (unsigned i = 0; i < cpuid->nent; i++) {
+		const struct kvm_cpuid_entry2 *e = &cpuid->entries[i];
+
+		length += (size_t)sprintf(text + length, "%x:%x:%x:%x:%x:%x:%x;", e->function, e->index, e->flags, e->eax, e->ebx,
+					  e->ecx, e->edx);
+	}
+	got = 0;
+	if (!cetkvm_set_option("host-cpuid", text)) {
+		cpuid = supported_cpuid(kvm);
+		got = (cpuid_entry(cpuid, 7, 0)->ecx >> 7 & 1) | (cpuid_entry(cpuid, 7, 0)->edx >> 20 & 1) << 1 |
+		      (cpuid_entry(cpuid, 0xd, 1)->ecx == 0x1800) << 2 | (cpuid_entry(cpuid, 0xd, 11) != NULL) << 3;
+		struct { struct kvm_msr_list list; uint32_t more[512]; } l = { .list.nmsrs = 512 };
+		call(kvm, KVM_GET_MSR_INDEX_LIST, &l);
+		for (unsigned i = 0; i < l.list.nmsrs; i++)
+			got |= l.list.indices[i] == U_CET ? 16 : l.list.indices[i] == PL3_SSP ? 32 :
+			       l.list.indices[i] == XSS ? 64 : 0;
+	}
+	if (write(pipes[1], &got, sizeof(got)) != sizeof(got))
+		_exit(1);
+	_exit(0);
+}
+
+static void hosts(void)
+{
+	is(offered_on(""), 127, "000/24 a host with all of CET: features, components, MSRs");
+	is(offered_on("shstk"), 0, "000/24 a host without shadow stacks keeps no CET state, so it offers no tracking either");
+	is(offered_on("xsaves"), 0, "000/24 a host without XSAVES offers neither");
+	is(offered_on("cet-s"), 0, "000/24 nor one whose IA32_XSS has not both components");
+	is(offered_on("shstk ibt"), 0, "000/24 a host without CET has no components and no MSRs of it; 000/14 nor has it IA32_XSS to save");
+	is(offered_on("ibt"), 127 & ~2, "000/24 a host without tracking offers shadow stacks");
+}
+
 int main(void)
 {
+	hosts();
 	supported_xcr0();
 	xss_and_cpuid();
 	save_list();
