@@ -2,8 +2,12 @@
 // For guests that are moved while they run: keeps patterns in every x87, SSE and AVX register, computes
 // with them, and looks after each round whether all is as it must be. Where the kernel has user shadow
 // stacks it does so at the bottom of a recursion whose returns are on one.
-// Usage: busy SECONDS. Prints a line now and then; the last one is "busy: good ..." if nothing was ever
-// wrong.
+// Where /dev/cpu/*/msr is, IA32_S_CET has to stay as it was found, so that the kernel's IBT is not lost.
+// Usage: busy SECONDS. Ends earlier when there is a line on standard input, or on SIGTERM. Prints a line now
+// and then; the last one is "busy: good ..." if nothing was ever wrong.
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -24,6 +28,12 @@
 static bool avx;
 static uint64_t rounds, wrong;
 static volatile uint64_t depth_seen;
+static volatile sig_atomic_t told_to_end;
+
+#define MSR_S_CET 0x6a2
+#define CPUS 8
+static uint64_t s_cet[CPUS];
+static int msr_file[CPUS];
 
 #define EACH(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14) F(15)
 #define EACH_BUT_LAST(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14)
@@ -129,12 +139,49 @@ __attribute__((noinline, optimize("no-optimize-sibling-calls"))) static uint64_t
 	return sum;
 }
 
+static void on_term(int number)
+{
+	(void)number;
+	told_to_end = 1;
+}
+
+static void find_ibt(void)
+{
+	char path[32];
+
+	for (int cpu = 0; cpu < CPUS; cpu++) {
+		snprintf(path, sizeof(path), "/dev/cpu/%d/msr", cpu);
+		msr_file[cpu] = open(path, O_RDONLY);
+		if (msr_file[cpu] >= 0 && pread(msr_file[cpu], &s_cet[cpu], 8, MSR_S_CET) == 8)
+			printf("busy: CPU %d has S_CET %#llx\n", cpu, (unsigned long long)s_cet[cpu]);
+	}
+}
+
+static void check_ibt(void)
+{
+	uint64_t now;
+
+	for (int cpu = 0; cpu < CPUS; cpu++)
+		if (msr_file[cpu] >= 0 && pread(msr_file[cpu], &now, 8, MSR_S_CET) == 8)
+			check(now == s_cet[cpu], "S_CET of CPU", cpu);
+}
+
+static bool told_on_stdin(void)
+{
+	struct pollfd in = { .fd = 0, .events = POLLIN };
+	char byte;
+
+	return poll(&in, 1, 0) == 1 && read(0, &byte, 1) == 1;
+}
+
 int main(int argc, char **argv)
 {
 	double seconds = argc > 1 ? atof(argv[1]) : 10;
 	struct timespec begin, now, said;
 	long status;
 
+	signal(SIGTERM, on_term);
+	find_ibt();
 	avx = __builtin_cpu_supports("avx2");
 	// In line: the return address of a function would not be on the shadow stack.
 	__asm__ volatile("syscall" : "=a"(status)
@@ -153,8 +200,11 @@ int main(int argc, char **argv)
 			printf("busy: %llu rounds\n", (unsigned long long)rounds);
 			fflush(stdout);
 			said = now;
+			check_ibt();
+			if (told_on_stdin())
+				break;
 		}
-	} while (now.tv_sec - begin.tv_sec + (now.tv_nsec - begin.tv_nsec) / 1e9 < seconds);
+	} while (now.tv_sec - begin.tv_sec + (now.tv_nsec - begin.tv_nsec) / 1e9 < seconds && !told_to_end);
 	printf("busy: %s after %llu rounds, %llu wrong\n", wrong ? "bad" : "good", (unsigned long long)rounds,
 	       (unsigned long long)wrong);
 	fflush(stdout);
