@@ -9,9 +9,9 @@
 // XSAVE and XRSTOR take hundreds of cycles whatever they move. Who uses neither x87 nor AVX-512 (XGETBV(1) tells,
 // where there is one) has its vector registers moved one by one.
 //
-// SDM: "x87 FPU Instruction and Data (Operand) Pointers", "Last Instruction Opcode". Deviation:
-// FDP and FOP read as zero unless the guest loaded them itself; the SDM lets them be undefined
-// unless an unmasked exception was raised.
+// SDM: "x87 FPU Instruction and Data (Operand) Pointers", "Last Instruction Opcode": FDP and FOP change with
+// unmasked exceptions only, see x87_pointers.c. Deviation: hosts that tell FIP with an exception only
+// (AMD's) leave the guest with the FIP of its last one.
 #include "cpu/fpu.h"
 
 #include "base/log.h"
@@ -193,7 +193,8 @@ __attribute__((weak)) u64 jit_guest_rip_of_host(struct cpu *cpu, u64 host_pc)
 // without a pending exception (AMD's) show 0: the guest's last values stay.
 static void hide_host_pointers(struct cpu *cpu, const u64 loaded[3])
 {
-	u64 *fields = (u64 *)cpu->fpstate;
+	u64 *fields = (u64 *)cpu->fpstate, data = fields[2];
+	u16 opcode;
 
 	if (fields[1] == loaded[1] || !fields[1]) {
 		fpu_set16(cpu, FX_FOP, loaded[0] >> 48);
@@ -201,9 +202,13 @@ static void hide_host_pointers(struct cpu *cpu, const u64 loaded[3])
 		fields[2] = loaded[2];
 		return;
 	}
-	fpu_set16(cpu, FX_FOP, 0);
 	fields[1] = jit_guest_rip_of_host(cpu, fields[1]);
-	fields[2] = 0;
+	fpu_set16(cpu, FX_FOP, loaded[0] >> 48);
+	fields[2] = loaded[2];
+	if (cpu->jit && (fpu_get16(cpu, FX_FSW) & FSW_ES)) {
+		x87_exception_pointers(cpu, fields[1], data, &opcode, &fields[2]);
+		fpu_set16(cpu, FX_FOP, opcode);
+	}
 }
 
 static bool x87_initial(const struct cpu *cpu)

@@ -43,9 +43,14 @@ u64 fpu_host_mask(void);
 // Provided by the translator.
 u64 jit_guest_rip_of_host(struct cpu *cpu, u64 host_pc);
 
+// FOP and FDP of the x87 instruction at `rip`, which has raised an unmasked exception with the host's data
+// pointer at host_data (x87_pointers.c). What cannot be told is 0.
+void x87_exception_pointers(struct cpu *cpu, u64 rip, u64 host_data, u16 *opcode, u64 *data);
+
 // Fields of the legacy region of cpu->fpstate. Pointers are the guest's, never the host's.
 #define FX_FCW 0
 #define FX_FSW 2
+#define FSW_ES 0x80u // an unmasked exception is pending
 #define FX_FTW 4 // abridged: one bit per physical register, 1: not empty
 #define FX_FOP 6
 #define FX_FIP 8

@@ -14,7 +14,6 @@
 #define FCW_MASKS 0x3fu
 #define FCW_WRITABLE 0x1f3fu
 #define FCW_FIXED 0x40u
-#define FSW_ES (1u << 7)
 #define FSW_B (1u << 15)
 #define FSW_TOP_SHIFT 11
 #define FOP_MASK 0x7ffu

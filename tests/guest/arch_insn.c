@@ -70,6 +70,63 @@ LABEL(movs_at);
 LABEL(stos_at);
 LABEL(outs_at);
 
+/* An unmasked division by zero: the environment that FNSTENV and FXSAVE show. */
+CODE(x87_div, "fninit; fldcw (%rsi); fld1\n x87_div_at: fdivl 8(%rdi); fnstenv (%rdx); fxsave64 (%rbx); fnclex");
+CODE(x87_div_fs, "fninit; fldcw (%rsi); fld1\n x87_div_fs_at: fdivs %fs:4; fnstenv (%rdx); fxsave64 (%rbx); fnclex");
+CODE(x87_div_st, "fninit; fldcw (%rsi); fldz; fld1\n x87_div_st_at: fdivp; fnstenv (%rdx); fxsave64 (%rbx); fnclex");
+CODE(x87_masked, "fninit; fld1; faddl 16(%rdi); fnstenv (%rdx); fxsave64 (%rbx)");
+CODE(x87_mf, "fninit; fldcw (%rsi); fld1; fdivl 8(%rdi)\n x87_mf_at: fwait");
+LABEL(x87_div_at);
+LABEL(x87_div_fs_at);
+LABEL(x87_div_st_at);
+LABEL(x87_mf_at);
+
+static void test_x87_pointers(void)
+{
+	static double zeros[4];
+	static u16 control = 0x37f & ~4; /* ZM */
+	static u32 environment[7];
+	static struct { u16 control, status; u8 tags, reserved; u16 opcode; u64 ip, dp; } fx[512 / 24 + 1]
+		__attribute__((aligned(16)));
+	static const struct { const u8 *code, *at; u16 opcode; bool memory; const char *name; } rows[] = {
+		{ x87_div, x87_div_at, 0x477, true, "FDIV m64" }, /* DC /6 [rdi+8] */
+		{ x87_div_fs, x87_div_fs_at, 0x034, true, "FDIV m32, FS" }, /* D8 /6 [disp32] */
+		{ x87_div_st, x87_div_st_at, 0x6f1, false, "FDIVP" /* as the assembler spells DE F1 */ },
+	};
+
+	for (unsigned i = 0; i < 3; i++) {
+		struct run r = run_default(rows[i].code);
+
+		r.gpr[RDI] = ADDR(zeros);
+		r.gpr[RSI] = ADDR(&control);
+		r.gpr[RDX] = ADDR(environment);
+		r.gpr[RBX] = ADDR(fx);
+		wrmsr(MSR_FS_BASE, ADDR(zeros));
+		run(&r);
+		CHECK_DONE(rows[i].name);
+		CHECK_EQ(environment[3], (u32)ADDR(rows[i].at), "FIP is the guest's");
+		CHECK_EQ(environment[4] >> 16, rows[i].opcode, "FOP");
+		CHECK_EQ(fx[0].ip, ADDR(rows[i].at), "FIP in FXSAVE");
+		CHECK_EQ(fx[0].opcode, rows[i].opcode, "FOP in FXSAVE");
+		if (!rows[i].memory)
+			continue;
+		CHECK_EQ(fx[0].dp, i == 1 ? 4 : ADDR(zeros) + 8, "FDP: the operand's offset");
+		CHECK_EQ(environment[5], (u32)fx[0].dp, "the same in FNSTENV");
+	}
+	struct run r = run_default(x87_masked);
+	r.gpr[RDI] = ADDR(zeros);
+	r.gpr[RDX] = ADDR(environment);
+	r.gpr[RBX] = ADDR(fx);
+	run(&r);
+	CHECK(fx[0].dp != ADDR(zeros) + 16 && fx[0].opcode != 0x447, "without an unmasked exception FDP and FOP stay");
+	r = run_default(x87_mf);
+	r.gpr[RDI] = ADDR(zeros);
+	r.gpr[RSI] = ADDR(&control);
+	run(&r);
+	CHECK(outcome.vector == MF && outcome.rip == ADDR(x87_mf_at), "#MF at the next waiting instruction");
+	__asm__ volatile("fnclex");
+}
+
 static u8 from[64], to[64];
 
 static void test_strings(void)
@@ -331,6 +388,7 @@ static void test_values(void)
 
 void test_main(void)
 {
+	test_x87_pointers();
 	test_strings();
 	test_undefined();
 	test_faults();
