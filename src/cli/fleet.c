@@ -12,6 +12,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #define STATUS_UNEXPECTED 1
@@ -168,6 +169,14 @@ static int write_report(FILE *file, const char *path, const struct fleet_journey
 	return -1;
 }
 
+// Columns of the terminal; 0 if standard output is none.
+static unsigned terminal_width(void)
+{
+	struct winsize size;
+
+	return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) < 0 ? 0 : size.ws_col;
+}
+
 static int travel(const struct fleet_options *options, struct fleet_journey *journey)
 {
 	const struct fleet_description *d = &journey->description;
@@ -182,7 +191,7 @@ static int travel(const struct fleet_options *options, struct fleet_journey *jou
 	if (fleet_travel(journey, tell) < 0)
 		return CLI_BAD_INPUT;
 	if (!quiet)
-		fleet_write_table(stdout, journey, isatty(STDOUT_FILENO) && !getenv("NO_COLOR"));
+		fleet_write_table(stdout, journey, isatty(STDOUT_FILENO) && !getenv("NO_COLOR"), terminal_width());
 	if (write_report(json, options->json, journey, fleet_write_json) < 0 ||
 	    write_report(html, options->html, journey, fleet_write_html) < 0)
 		return STATUS_FAILED;

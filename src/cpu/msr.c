@@ -519,6 +519,21 @@ static int write_row(struct cpu *cpu, const struct msr_row *row, u32 index, u64 
 	return 0;
 }
 
+// May any guest on this host have the row's MSR?
+static bool offered(const struct msr_row *row)
+{
+	if (row->index == MSR_XSS) // nothing to save where nothing can be enabled
+		return cpuid_offered_xss();
+	return !row->feature[0] || cpuid_offers(row->feature[0]) ||
+	       (row->feature[1] && cpuid_offers(row->feature[1]));
+}
+
+// KVM_GET_MSR_INDEX_LIST names it: the host may ask for it even where the guest does not have it.
+static bool advertised(const struct msr_row *row)
+{
+	return (row->flags & LISTED) && offered(row);
+}
+
 int cpu_rdmsr(struct cpu *cpu, u32 index, u64 *value, enum who who)
 {
 	const struct msr_row *row;
@@ -528,7 +543,7 @@ int cpu_rdmsr(struct cpu *cpu, u32 index, u64 *value, enum who who)
 	row = find(index);
 	if (row && exists(cpu, row, who))
 		return read_row(cpu, row, index, value, who);
-	if (row && who == BY_HOST && (row->flags & LISTED)) {
+	if (row && who == BY_HOST && advertised(row)) {
 		*value = 0;
 		return 0;
 	}
@@ -544,21 +559,12 @@ int cpu_wrmsr(struct cpu *cpu, u32 index, u64 value, enum who who)
 	row = find(index);
 	if (row && exists(cpu, row, who))
 		return write_row(cpu, row, index, value, who);
-	if (row && who == BY_HOST && (row->flags & LISTED))
+	if (row && who == BY_HOST && advertised(row))
 		return value ? -EINVAL : 0;
 	return from_ops(cpu->ops->wrmsr(cpu->opaque, index, value, who));
 }
 
 // ---- lists ----
-
-// May any guest on this host have the row's MSR?
-static bool offered(const struct msr_row *row)
-{
-	if (row->index == MSR_XSS) // nothing to save where nothing can be enabled
-		return cpuid_offered_xss();
-	return !row->feature[0] || cpuid_offers(row->feature[0]) ||
-	       (row->feature[1] && cpuid_offers(row->feature[1]));
-}
 
 static unsigned list_rows(u32 *list, unsigned max, u8 flag)
 {

@@ -143,7 +143,8 @@ void fleet_say_difference(const struct fleet_step *step, enum fleet_component co
 void fleet_say_outcome(const struct fleet_journey *journey, char *text, size_t size);
 
 // ---- report_text.c, report_json.c, report_html.c ----
-void fleet_write_table(FILE *out, const struct fleet_journey *journey, bool colour);
+// width: columns of the terminal, 0 if it does not matter
+void fleet_write_table(FILE *out, const struct fleet_journey *journey, bool colour, unsigned width);
 void fleet_write_progress(FILE *out, const struct fleet_journey *journey, unsigned step);
 void fleet_write_json(FILE *out, const struct fleet_journey *journey);
 void fleet_write_html(FILE *out, const struct fleet_journey *journey);

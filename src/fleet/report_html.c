@@ -34,7 +34,9 @@ static const char style[] =
 	".wide{overflow-x:auto;border:1px solid var(--line);border-radius:.5rem;background:var(--card)}\n"
 	"table{border-collapse:collapse;width:100%;font-size:.92rem}\n"
 	"th,td{padding:.3rem .6rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}\n"
-	"tbody tr:last-child>*{border-bottom:0}td{border-left:2px solid var(--card);font-weight:600}\n"
+	"tbody tr:last-child>*{border-bottom:0}td{border-left:2px solid var(--card);font-weight:600;"
+	"white-space:nowrap}\n"
+	"th:first-child{position:sticky;left:0;background:var(--card);min-width:13rem}\n"
 	"thead th{white-space:nowrap}thead th+th{width:10rem}tbody th{font-weight:400}tbody th small{display:block;color:var(--dim);font-size:.8rem}\n"
 	"ul.legend{list-style:none;padding:0;display:grid;grid-template-columns:repeat(auto-fit,minmax(17rem,1fr));gap:.35rem 1.2rem;"
 	"font-size:.9rem;margin:0}\n"
@@ -43,7 +45,7 @@ static const char style[] =
 	".differences{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.3rem 0;font-size:.9rem}"
 	".differences dt{color:var(--dim)}.differences dd{margin:0}\n"
 	"@media(max-width:34rem){.path{flex-direction:column}.path li,.path li:first-child{flex-direction:column;max-width:none;flex-basis:auto}"
-	".host{width:100%}.arrow{transform:rotate(90deg);margin:.3rem}tbody th small{display:none}th,td{padding:.3rem .4rem}}\n"
+	".host{width:100%}.arrow{transform:rotate(90deg);margin:.3rem}tbody th small{display:none}th:first-child{min-width:6rem}th,td{padding:.3rem .4rem}}\n"
 	"@media print{body{max-width:none}.wide{overflow:visible}}\n";
 
 // Text between tags and in quoted attributes.

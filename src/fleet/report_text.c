@@ -4,7 +4,8 @@
 
 #include <string.h>
 
-#define COLUMN 12
+#define COLUMN    12
+#define ROW_TITLE 20
 
 static const struct fleet_host *host_of(const struct fleet_journey *journey, unsigned step)
 {
@@ -89,25 +90,37 @@ static void write_differences(FILE *out, const struct fleet_journey *journey)
 	}
 }
 
-void fleet_write_table(FILE *out, const struct fleet_journey *journey, bool colour)
+// Rows for the hosts [from, to).
+static void write_rows(FILE *out, const struct fleet_journey *journey, unsigned from, unsigned to, bool colour)
 {
-	char text[1024];
-
-	fprintf(out, "\n%-20s", "component");
-	for (unsigned i = 0; i < journey->step_count; i++)
+	fprintf(out, "\n%-*s", ROW_TITLE, "component");
+	for (unsigned i = from; i < to; i++)
 		fprintf(out, "%-*s", (int)column_width(journey, i), host_of(journey, i)->name);
 	fputc('\n', out);
 	for (unsigned c = 0; c < FLEET_COMPONENTS; c++) {
-		bool any = false;
-
-		for (unsigned i = 0; i < journey->step_count; i++)
-			any |= journey->steps[i].fate[c] != FATE_UNUSED;
-		if (!any)
+		if (journey->steps[0].fate[c] == FATE_UNUSED)
 			continue;
-		fprintf(out, "%-20s", fleet_components[c].title);
-		for (unsigned i = 0; i < journey->step_count; i++)
+		fprintf(out, "%-*s", ROW_TITLE, fleet_components[c].title);
+		for (unsigned i = from; i < to; i++)
 			write_cell(out, journey->steps[i].fate[c], column_width(journey, i), colour);
 		fputc('\n', out);
+	}
+}
+
+void fleet_write_table(FILE *out, const struct fleet_journey *journey, bool colour, unsigned width)
+{
+	char text[1024];
+
+	// As many hosts beside each other as there is room for, one at least.
+	for (unsigned from = 0, to; from < journey->step_count; from = to) {
+		unsigned used = ROW_TITLE;
+
+		for (to = from; to < journey->step_count; to++) {
+			used += column_width(journey, to);
+			if (to > from && width && used > width)
+				break;
+		}
+		write_rows(out, journey, from, to, colour);
 	}
 	write_differences(out, journey);
 	if (journey->resumed) {

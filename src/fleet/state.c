@@ -6,7 +6,6 @@
 #include "vmm/message.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 // Of newer kernels' headers.
@@ -17,6 +16,14 @@ static int failed(const struct vcpu_handle *vcpu, const char *what)
 {
 	vmm_message("fleet: %s: %s: %s", vcpu->kvm->name, what, strerror(errno));
 	return -1;
+}
+
+static bool contains(const uint32_t *list, uint32_t count, uint32_t index)
+{
+	for (uint32_t i = 0; i < count; i++)
+		if (list[i] == index)
+			return true;
+	return false;
 }
 
 // MSRs that describe the processor are the VMM's configuration, not the guest's state.
@@ -33,14 +40,9 @@ static int read_lists(const struct vcpu_handle *vcpu, uint32_t *list, uint32_t *
 	if (vcpu->kvm->ioctl(vcpu->kvm_fd, KVM_GET_MSR_FEATURE_INDEX_LIST, &features) < 0)
 		features.header.nmsrs = 0;
 	*count = 0;
-	for (uint32_t i = 0; i < all.header.nmsrs; i++) {
-		bool describes = false;
-
-		for (uint32_t k = 0; k < features.header.nmsrs; k++)
-			describes |= features.indices[k] == all.indices[i];
-		if (!describes)
+	for (uint32_t i = 0; i < all.header.nmsrs; i++)
+		if (!contains(features.indices, features.header.nmsrs, all.indices[i]))
 			list[(*count)++] = all.indices[i];
-	}
 	return 0;
 }
 
@@ -98,22 +100,27 @@ int state_read(const struct vcpu_handle *vcpu, struct vcpu_state *state)
 
 static int load_msrs(const struct vcpu_handle *vcpu, const struct vcpu_state *state, uint32_t *msr)
 {
-	size_t entries = state->msr_count * sizeof(state->msrs[0]);
-	struct kvm_msrs *all = calloc(1, sizeof(*all) + entries);
-	int done, error;
+	struct {
+		struct kvm_msrs header;
+		struct kvm_msr_entry entries[STATE_MSRS_MAX];
+	} all = { .header.nmsrs = 0 };
+	uint32_t list[STATE_MSRS_MAX], count;
+	int done;
 
-	if (!all)
-		return ENOMEM;
-	all->nmsrs = state->msr_count;
-	memcpy(all->entries, state->msrs, entries);
-	errno = EINVAL;
-	done = vcpu->kvm->ioctl(vcpu->fd, KVM_SET_MSRS, all);
+	if (read_lists(vcpu, list, &count) < 0)
+		return EIO;
+	// What was 0 and does not exist here is left out, as VMMs do. Anything else is KVM's to judge.
+	for (uint32_t i = 0; i < state->msr_count; i++)
+		if (state->msrs[i].data || contains(list, count, state->msrs[i].index))
+			all.entries[all.header.nmsrs++] = state->msrs[i];
+	done = vcpu->kvm->ioctl(vcpu->fd, KVM_SET_MSRS, &all);
+	if (done < 0)
+		return errno;
 	// It stops at the first that is refused and returns how many were taken: an error all the same.
-	error = done == (int)state->msr_count ? 0 : done < 0 ? errno : EINVAL;
-	if (error && done >= 0)
-		*msr = state->msrs[done].index;
-	free(all);
-	return error;
+	if (done == (int)all.header.nmsrs)
+		return 0;
+	*msr = all.entries[done].index;
+	return EINVAL;
 }
 
 int state_load(const struct vcpu_handle *vcpu, const struct vcpu_state *state, enum fleet_piece piece, uint32_t *msr)
