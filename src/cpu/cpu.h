@@ -198,7 +198,7 @@ struct cpu_ops {
 	// with CPU_EXIT_OPS (waiting for SIPI).
 	bool (*init_sipi)(void *opaque);
 	void (*timer)(void *opaque);
-	enum cpu_ops_result (*hypercall)(void *opaque);
+	enum cpu_ops_result (*hypercall)(void *opaque, bool vmmcall); // VMCALL or VMMCALL; may raise
 };
 
 // XSAVE image: standard layout of what the host has for the guest's vector state, see fpu.h.

@@ -433,7 +433,7 @@ static void hlt(struct cpu *cpu, const struct insn *insn)
 
 static void vmcall(struct cpu *cpu, const struct insn *insn)
 {
-	cpu_check_ops(cpu, cpu->ops->hypercall(cpu->opaque));
+	cpu_check_ops(cpu, cpu->ops->hypercall(cpu->opaque, insn->mnemonic == ZYDIS_MNEMONIC_VMMCALL));
 }
 
 static void serialize(struct cpu *cpu, const struct insn *insn)

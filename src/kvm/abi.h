@@ -37,6 +37,9 @@ struct kvm_userspace_memory_region2 {
 #ifndef KVM_X86_XCOMP_GUEST_SUPP
 #define KVM_X86_XCOMP_GUEST_SUPP 0
 #endif
+#ifndef KVM_X86_QUIRK_SLOT_ZAP_ALL
+#define KVM_X86_QUIRK_SLOT_ZAP_ALL (1 << 7)
+#endif
 
 #define KVM_REG_ARCH_X86 0x2000000000000000ull
 #define KVM_REG_X86_TYPE_MSR 2
@@ -67,6 +70,7 @@ struct kvm_userspace_memory_region2 {
 #define PV_SEND_IPI (1u << 11)
 #define PV_POLL_CONTROL (1u << 12)
 #define PV_SCHED_YIELD (1u << 13)
+#define PV_ASYNC_PF_INT (1u << 14)
 #define PV_CLOCKSOURCE_STABLE (1u << 24)
 
 #define ABI_SIZE(type, size) _Static_assert(sizeof(type) == (size), #type)

@@ -161,7 +161,8 @@ int cpuid_supported_ioctl(void *client)
 	}
 	for (unsigned i = 0; i < count; i++)
 		if (entries[i].function == KVM_CPUID_FEATURES)
-			entries[i].eax |= PV_UNHALT;
+			entries[i].eax |= PV_UNHALT | PV_POLL_CONTROL | PV_SEND_IPI | PV_SCHED_YIELD |
+					  (steal_time_available() ? PV_STEAL_TIME : 0);
 	return put_entries(client, entries, count);
 }
 
@@ -193,15 +194,32 @@ int cpuid_get_ioctl(struct vcpu *vcpu, void *client)
 	return put_entries(client, vcpu->cpu->cpuid, vcpu->cpu->cpuid_count);
 }
 
+// Where the leaves of KVM's paravirtual features begin, or NULL: the signature decides.
+static struct cpu_cpuid_entry *features_leaf(struct cpu_cpuid_entry *entries, unsigned count)
+{
+	u32 base = 0;
+
+	for (unsigned i = 0; i < count && !base; i++) {
+		const struct cpu_cpuid_entry *e = &entries[i];
+		u32 signature[3] = { e->ebx, e->ecx, e->edx };
+
+		if (e->function >= 0x40000000 && e->function < 0x40010000 && !(e->function & 0xff) &&
+		    !memcmp(signature, KVM_SIGNATURE, 12))
+			base = e->function;
+	}
+	for (unsigned i = 0; base && i < count; i++)
+		if (entries[i].function == (base | (KVM_CPUID_FEATURES & 0xff)))
+			return &entries[i];
+	return NULL;
+}
+
 static void conclude(struct vcpu *vcpu)
 {
 	struct cpu *cpu = vcpu->cpu;
+	const struct cpu_cpuid_entry *leaf = features_leaf(cpu->cpuid, cpu->cpuid_count);
 
 	generation_after_cpuid(vcpu);
-	vcpu->pv_features = 0;
-	for (unsigned i = 0; i < cpu->cpuid_count; i++)
-		if (cpu->cpuid[i].function == KVM_CPUID_FEATURES)
-			vcpu->pv_features = cpu->cpuid[i].eax;
+	vcpu->pv_features = leaf ? leaf->eax : 0;
 	if (!vcpu->lapic)
 		return;
 	vcpu->lapic->has_x2apic = guest_has(cpu, FEATURE_X2APIC);
@@ -230,13 +248,40 @@ static u64 components_of(const struct cpu_cpuid_entry *entries, unsigned count)
 	return 0;
 }
 
-int cpuid_set_ioctl(struct vcpu *vcpu, const void *client)
+// Bits that follow the state do not count.
+static bool same_but_for_state(struct cpu_cpuid_entry a, struct cpu_cpuid_entry b)
+{
+	struct cpu_cpuid_entry *both[2] = { &a, &b };
+
+	for (unsigned i = 0; i < 2; i++) {
+		struct cpu_cpuid_entry *e = both[i];
+
+		if (e->function == 1) {
+			e->ecx &= ~(1u << 27); // OSXSAVE
+			e->edx &= ~(1u << 9);  // APIC
+		} else if (e->function == 7 && !e->index) {
+			e->ecx &= ~(1u << 4); // OSPKE
+		} else if (e->function == 0xd && e->index <= 1) {
+			e->ebx = 0;
+		}
+	}
+	return !memcmp(&a, &b, sizeof(a));
+}
+
+static bool in_force(const struct vcpu *vcpu, const struct cpu_cpuid_entry *entries, unsigned count)
+{
+	if (count != vcpu->cpu->cpuid_count)
+		return false;
+	for (unsigned i = 0; i < count; i++)
+		if (!same_but_for_state(entries[i], vcpu->cpu->cpuid[i]))
+			return false;
+	return true;
+}
+
+static int read_entries(const void *client, struct cpu_cpuid_entry *own, unsigned *count)
 {
 	struct kvm_cpuid2 header;
-	struct kvm_cpuid_entry2 *entries = NULL;
-	struct cpu_cpuid_entry own[CPU_MAX_CPUID];
-	unsigned count;
-	bool hidden_cet;
+	struct kvm_cpuid_entry2 *entries;
 	int result = copy_from_client(&header, client, sizeof(header));
 
 	if (result)
@@ -247,35 +292,52 @@ int cpuid_set_ioctl(struct vcpu *vcpu, const void *client)
 	if (!entries)
 		return -ENOMEM;
 	result = copy_from_client(entries, client_at(client, sizeof(header)), header.nent * sizeof(*entries));
-	for (unsigned i = 0; !result && i < header.nent; i++) {
-		memset(entries[i].padding, 0, sizeof(entries[i].padding));
+	for (unsigned i = 0; !result && i < header.nent; i++)
 		from_abi(&entries[i], &own[i]);
-	}
+	*count = header.nent;
+	free(entries);
+	return result;
+}
+
+int cpuid_set_ioctl(struct vcpu *vcpu, const void *client)
+{
+	struct cpu_cpuid_entry own[CPU_MAX_CPUID], *copy, *leaf;
+	unsigned submitted, count;
+	int result = read_entries(client, own, &submitted);
+	bool hidden_cet;
+
 	if (result)
-		goto out;
+		return result;
+	copy = malloc(submitted * sizeof(*copy) + 1);
+	if (!copy)
+		return -ENOMEM;
+	memcpy(copy, own, submitted * sizeof(*copy));
+	count = submitted;
+	hidden_cet = cpuid_make_effective(own, &count);
+	leaf = features_leaf(own, count);
+	if (leaf && vcpu->vm->hlt_in_guest)
+		leaf->eax &= ~PV_UNHALT;
 	// What guests have seen does not change any more; saying the same again is fine.
 	if (vcpu->has_run) {
-		result = header.nent == vcpu->cpuid_count &&
-			 (!header.nent || !memcmp(entries, vcpu->cpuid, header.nent * sizeof(*entries))) ? 0 : -EINVAL;
+		if ((submitted != vcpu->cpuid_count || (submitted && memcmp(copy, vcpu->cpuid, submitted * sizeof(*copy)))) &&
+		    !in_force(vcpu, own, count))
+			result = -EINVAL;
 		goto out;
 	}
-	result = check_entries(own, header.nent);
-	if (result)
-		goto out;
-	count = header.nent;
-	hidden_cet = cpuid_make_effective(own, &count);
-	result = guest_fpu_enable(vcpu, components_of(own, count));
+	result = check_entries(own, count);
+	if (!result)
+		result = guest_fpu_enable(vcpu, components_of(own, count));
 	if (!result)
 		result = cpuid_set(vcpu->cpu, own, count);
 	if (result)
 		goto out;
-	vcpu->hidden_cet = hidden_cet;
 	free(vcpu->cpuid);
-	vcpu->cpuid = entries;
-	vcpu->cpuid_count = header.nent;
-	entries = NULL;
+	vcpu->hidden_cet = hidden_cet;
+	vcpu->cpuid = copy;
+	vcpu->cpuid_count = submitted;
+	copy = NULL;
 	conclude(vcpu);
 out:
-	free(entries);
+	free(copy);
 	return result;
 }

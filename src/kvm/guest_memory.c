@@ -45,6 +45,7 @@ void vm_synchronize(struct vm *vm)
 {
 	u64 generation = __atomic_add_fetch(&vm->sync_generation, 1, __ATOMIC_SEQ_CST);
 
+	vm->counters->remote_tlb_flush++;
 	for (unsigned i = 0; i < vm_vcpu_count(vm); i++)
 		if (__atomic_load_n(&vm_vcpu(vm, i)->in_guest, __ATOMIC_SEQ_CST))
 			cpu_request(vm_vcpu(vm, i)->cpu, REQ_TIMER);

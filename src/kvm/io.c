@@ -6,6 +6,7 @@
 // KVM_RUN starts it anew (cpu->replay), and the accesses it made before are answered from the list
 // of fragments: an instruction may need several (read, modify, write; two pages; 64 bytes). Outside
 // a replay an access begins a new list.
+#include "cpu/mem.h"
 #include "kvm/kvm.h"
 
 #include <string.h>
@@ -95,6 +96,7 @@ enum cpu_ops_result ops_pio(void *opaque, u16 port, void *data, unsigned size, u
 	vcpu->pio.count = count;
 	vcpu->pio.write = write;
 	run->exit_reason = KVM_EXIT_IO;
+	vcpu->counters->io_exits++;
 	return io_leave(vcpu, COMPLETE_PIO);
 }
 
@@ -144,9 +146,7 @@ static enum cpu_ops_result fragment(struct vcpu *vcpu, u64 gpa, u8 *data, unsign
 	// Another way through the instruction than last time: memory changed under it.
 	vcpu->fragment_count = vcpu->fragment_next;
 	if (vcpu->fragment_count == MAX_FRAGMENTS) {
-		run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
-		run->internal.suberror = KVM_INTERNAL_ERROR_EMULATION;
-		run->internal.ndata = 0;
+		io_emulation_failed(vcpu);
 		vcpu->exit_to_user = true;
 		return CPU_OPS_EXIT;
 	}
@@ -161,7 +161,60 @@ static enum cpu_ops_result fragment(struct vcpu *vcpu, u64 gpa, u8 *data, unsign
 	if (write)
 		memcpy(run->mmio.data, data, length);
 	run->exit_reason = KVM_EXIT_MMIO;
+	vcpu->counters->mmio_exits++;
 	return io_leave(vcpu, COMPLETE_MMIO);
+}
+
+// ---- what KVM would not do ----
+// The bytes at RIP, as many as there are; their number.
+static unsigned instruction_bytes(struct vcpu *vcpu, u8 bytes[15])
+{
+	u64 linear = linear_rip(vcpu);
+	unsigned n = 0;
+	struct walk walk;
+
+	while (n < 15 && paging_translate(vcpu->cpu, linear + n, &walk) && guest_read(vcpu, walk.gpa, bytes + n, 1))
+		n++;
+	return n;
+}
+
+void io_emulation_failed(struct vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	u8 bytes[15];
+	unsigned n = instruction_bytes(vcpu, bytes);
+
+	vcpu->counters->insn_emulation_fail++;
+	run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
+	run->emulation_failure.suberror = KVM_INTERNAL_ERROR_EMULATION;
+	run->emulation_failure.ndata = n ? 3 : 1; // of 8 bytes: flags; size and bytes
+	run->emulation_failure.flags = n ? KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES : 0;
+	run->emulation_failure.insn_size = n;
+	memset(run->emulation_failure.insn_bytes, 0x90, sizeof(run->emulation_failure.insn_bytes));
+	memcpy(run->emulation_failure.insn_bytes, bytes, n);
+}
+
+static bool is_prefix(u8 byte)
+{
+	return byte == 0x66 || byte == 0x67 || byte == 0xf2 || byte == 0xf3 || byte == 0xf0 || byte == 0x2e ||
+	       byte == 0x36 || byte == 0x3e || byte == 0x26 || byte == 0x64 || byte == 0x65;
+}
+
+// x87 instructions with memory I/O: KVM cannot do them, and a client which asks for
+// KVM_CAP_EXIT_ON_EMULATION_FAILURE counts on that. For others they work.
+static bool refused(struct vcpu *vcpu)
+{
+	u8 bytes[15];
+	unsigned n, i = 0;
+
+	if (!vcpu->vm->exit_on_emulation_failure)
+		return false;
+	n = instruction_bytes(vcpu, bytes);
+	while (i < n && is_prefix(bytes[i]))
+		i++;
+	if (i < n && cpu_64bit(vcpu->cpu) && bytes[i] >> 4 == 4) // REX
+		i++;
+	return i < n && bytes[i] >= 0xd8 && bytes[i] <= 0xdf;
 }
 
 enum cpu_ops_result ops_mmio(void *opaque, u64 gpa, void *data, unsigned length, bool write)
@@ -171,6 +224,11 @@ enum cpu_ops_result ops_mmio(void *opaque, u64 gpa, void *data, unsigned length,
 
 	if (!vcpu->cpu->replay)
 		forget(vcpu);
+	if (refused(vcpu)) {
+		io_emulation_failed(vcpu);
+		vcpu->exit_to_user = true;
+		return CPU_OPS_EXIT;
+	}
 	while (length) {
 		unsigned n = length < 8 ? length : 8;
 		enum cpu_ops_result result = fragment(vcpu, gpa, bytes, n, write);

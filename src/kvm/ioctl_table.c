@@ -278,6 +278,8 @@ HANDLER(unregister_coalesced) { return coalesced_zone_set(c->vm, c->arg, false);
 HANDLER(create_vcpu) { return c->value > 0xffffffffu ? -EINVAL : vcpu_create(c->vm, (u32)c->value); }
 HANDLER(get_dirty_log) { return memslot_get_dirty_log(c->vm, c->arg); }
 HANDLER(clear_dirty_log) { return memslot_clear_dirty_log(c->vm, c->arg); }
+HANDLER(get_vm_stats) { return stats_vm_fd(c->vm); }
+HANDLER(get_vcpu_stats) { return stats_vcpu_fd(c->vcpu); }
 HANDLER(reset_dirty_rings) { return dirty_rings_reset(c->vm); }
 HANDLER(enable_cap) { return capability_enable(c->vm, c->arg); }
 HANDLER(set_msr_filter) { return msr_filter_set(c->vm, c->arg); }
@@ -513,6 +515,7 @@ static const struct ioctl_row rows[] = {
 	ROW(KVM_CREATE_VCPU, FD_VM, 0, create_vcpu),
 	ROW(KVM_GET_DIRTY_LOG, FD_VM, 0, get_dirty_log),
 	ROW(KVM_CLEAR_DIRTY_LOG, FD_VM, 0, clear_dirty_log),
+	ROW(KVM_GET_STATS_FD, FD_VM, 0, get_vm_stats),
 	ROW(KVM_RESET_DIRTY_RINGS, FD_VM, 0, reset_dirty_rings),
 	ROW(KVM_ENABLE_CAP, FD_VM, 0, enable_cap),
 	ROW(KVM_X86_SET_MSR_FILTER, FD_VM, 0, set_msr_filter),
@@ -561,6 +564,7 @@ static const struct ioctl_row rows[] = {
 	ROW(KVM_SET_TSC_KHZ, FD_VCPU, 0, set_tsc_khz),
 	ROW(KVM_GET_TSC_KHZ, FD_VCPU, 0, get_tsc_khz),
 	ROW(KVM_KVMCLOCK_CTRL, FD_VCPU, 0, kvmclock_ctrl),
+	ROW(KVM_GET_STATS_FD, FD_VCPU, 0, get_vcpu_stats),
 	ROW(KVM_GET_DEVICE_ATTR, FD_VCPU, 0, get_device_attr),
 	ROW(KVM_SET_DEVICE_ATTR, FD_VCPU, 0, set_device_attr),
 	ROW(KVM_HAS_DEVICE_ATTR, FD_VCPU, 0, has_device_attr),

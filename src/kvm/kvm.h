@@ -16,6 +16,7 @@
 #include "cpu/cpu.h"
 #include "irqchip/irqchip.h"
 #include "kvm/abi.h"
+#include "kvm/stats.h"
 
 #include <pthread.h>
 
@@ -159,6 +160,16 @@ void clock_request_update_all(struct vm *vm);
 void clock_update(struct vcpu *vcpu); // in_guest
 void clock_write_wall(struct vcpu *vcpu, u64 gpa); // in_guest
 
+// ---- statistics (stats.c) ----
+int stats_vcpu_fd(struct vcpu *vcpu); // KVM_GET_STATS_FD; -errno
+int stats_vm_fd(struct vm *vm);
+void stats_close(int fd, void *counters);
+
+// ---- steal time (steal_time.c) ----
+bool steal_time_available(void);
+void steal_time_request(struct vcpu *vcpu); // the guest has just told where it is to be written
+void steal_time_update(struct vcpu *vcpu);  // in_guest
+
 void timer_start(struct vm *vm); // KVM_RUN begins, with in_run set
 void timer_stop(struct vm *vm);
 void timer_after_fork_in_child(void);
@@ -195,10 +206,13 @@ struct vm {
 	u64 tss_addr, identity_map_addr, nr_mmu_pages;
 
 	enum generation generation;
+	struct vm_counters *counters, first_counters; // slots_lock held
+	int stats_fd; // the file that the counters have moved to, -1: none yet
 
 	// Capabilities switched on
 	u32 max_vcpu_id; // ids are smaller; 0: not decided yet
 	u64 x2apic_api, exception_payload, triple_fault_event, msr_exits, manual_dirty_protect;
+	bool hlt_in_guest; // KVM_CAP_X86_DISABLE_EXITS: HLT
 	bool platform_info_denied; // KVM_CAP_MSR_PLATFORM_INFO switched off
 	u64 disabled_quirks, exit_on_emulation_failure, hypercall_exits;
 
@@ -292,6 +306,10 @@ struct vcpu {
 	u64 cr8, apic_base;
 
 	// KVM's own MSRs
+	struct vcpu_counters *counters, first_counters; // changed by the vCPU's thread
+	int stats_fd;
+	u64 steal_last, steal_updated; // ns
+	volatile u32 steal_stale;
 	u64 system_time_msr, wall_clock_msr, steal_time_msr, pv_eoi_msr, async_pf_msr, async_pf_int_msr;
 	u64 poll_control;
 	u32 pvclock_version;
@@ -302,7 +320,7 @@ struct vcpu {
 	u64 tsc_ratio; // guest ticks for a host tick, 16.48; 0: the same
 
 	// As given to KVM_SET_CPUID2, for comparison
-	struct kvm_cpuid_entry2 *cpuid;
+	struct cpu_cpuid_entry *cpuid;
 	unsigned cpuid_count;
 	bool enforce_pv_features;
 	u32 pv_features; // CPUID 0x40000001.EAX
@@ -338,10 +356,12 @@ enum cpu_ops_result ops_mmio(void *opaque, u64 gpa, void *data, unsigned length,
 enum cpu_ops_result ops_rdmsr(void *opaque, u32 msr, u64 *value, enum who who);
 enum cpu_ops_result ops_wrmsr(void *opaque, u32 msr, u64 value, enum who who);
 int ops_guest_msr(void *opaque, u32 index, u64 *value, bool write);
-enum cpu_ops_result ops_hypercall(void *opaque);
+enum cpu_ops_result ops_hypercall(void *opaque, bool vmmcall);
 int ops_interrupt(void *opaque, bool acknowledge);
 // Leaves for user space, which makes the access; io_complete() takes its answer.
 enum cpu_ops_result io_leave(struct vcpu *vcpu, enum completion completion);
+// KVM_EXIT_INTERNAL_ERROR for the current instruction.
+void io_emulation_failed(struct vcpu *vcpu);
 // Takes over what user space answered to the last exit (io.c); cpu->replay is set if the instruction
 // is still the same.
 void io_complete(struct vcpu *vcpu);

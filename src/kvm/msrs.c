@@ -35,6 +35,8 @@ static const struct pv_msr {
 	{ MSR_KVM_WALL_CLOCK, PV_CLOCKSOURCE2 },
 	{ MSR_KVM_SYSTEM_TIME, PV_CLOCKSOURCE2 },
 	{ MSR_KVM_ASYNC_PF, PV_ASYNC_PF },
+	{ MSR_KVM_ASYNC_PF_INTERRUPT, PV_ASYNC_PF_INT },
+	{ MSR_KVM_ASYNC_PF_ACKNOWLEDGE, PV_ASYNC_PF_INT },
 	{ MSR_KVM_STEAL, PV_STEAL_TIME },
 	{ MSR_KVM_EOI, PV_EOI },
 	{ MSR_KVM_POLL, PV_POLL_CONTROL },
@@ -59,7 +61,10 @@ static u64 *pv_msr_home(struct vcpu *vcpu, u32 index)
 	case MSR_KVM_SYSTEM_TIME:
 		return &vcpu->system_time_msr;
 	case MSR_KVM_ASYNC_PF:
-		return &vcpu->async_pf_msr;
+	case MSR_KVM_ASYNC_PF_ACKNOWLEDGE:
+		return &vcpu->async_pf_msr; // 0
+	case MSR_KVM_ASYNC_PF_INTERRUPT:
+		return &vcpu->async_pf_int_msr;
 	case MSR_KVM_STEAL:
 		return &vcpu->steal_time_msr;
 	case MSR_KVM_EOI:
@@ -96,9 +101,16 @@ static bool pv_msr_write(struct vcpu *vcpu, u32 index, u64 value, enum who who)
 			return false;
 		return true;
 	case MSR_KVM_STEAL:
+		if (value & 0x3e)
+			return false;
+		vcpu->steal_time_msr = value;
+		steal_time_request(vcpu);
+		return true;
 	case MSR_KVM_ASYNC_PF:
+	case MSR_KVM_ASYNC_PF_INTERRUPT:
+	case MSR_KVM_ASYNC_PF_ACKNOWLEDGE:
 		// Not offered either; what is restored must be off.
-		return !(value & 1);
+		return !value;
 	}
 	return false;
 }
@@ -162,6 +174,7 @@ unsigned msr_index_list(u32 *list, unsigned max)
 	static const u32 ours[] = {
 		MSR_TSC_DEADLINE, MSR_KVM_WALL_CLOCK_OLD, MSR_KVM_SYSTEM_TIME_OLD, MSR_KVM_WALL_CLOCK,
 		MSR_KVM_SYSTEM_TIME, MSR_KVM_ASYNC_PF, MSR_KVM_STEAL, MSR_KVM_EOI, MSR_KVM_POLL,
+		MSR_KVM_ASYNC_PF_INTERRUPT,
 	};
 	unsigned count = cpu_msr_list(list, max);
 

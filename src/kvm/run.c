@@ -195,6 +195,7 @@ static void ops_timer(void *opaque)
 
 	vcpu_synchronize(vcpu);
 	clock_update(vcpu);
+	steal_time_update(vcpu);
 	cpu_client_ran(vcpu->cpu, true);
 }
 
@@ -289,8 +290,10 @@ static void fill_debug(struct vcpu *vcpu)
 // exit it has: that one stays.
 static long interrupted(struct vcpu *vcpu)
 {
-	if (!vcpu->immediate_exit)
+	if (!vcpu->immediate_exit) {
 		vcpu->run->exit_reason = KVM_EXIT_INTR;
+		vcpu->counters->signal_exits++;
+	}
 	return -EINTR;
 }
 
@@ -342,7 +345,8 @@ static long handle(struct vcpu *vcpu, enum cpu_exit exit)
 	case CPU_EXIT_OPS:
 		return vcpu->exit_to_user ? 0 : STAY;
 	case CPU_EXIT_HLT:
-		if (lapic_in_kernel(vcpu)) {
+		vcpu->counters->halt_exits++;
+		if (lapic_in_kernel(vcpu) || vcpu->vm->hlt_in_guest) {
 			vcpu->mp_state = KVM_MP_STATE_HALTED;
 			return STAY;
 		}
@@ -358,9 +362,9 @@ static long handle(struct vcpu *vcpu, enum cpu_exit exit)
 		fill_debug(vcpu);
 		return 0;
 	case CPU_EXIT_EMULATION:
-		run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
-		run->internal.suberror = KVM_INTERNAL_ERROR_EMULATION;
-		run->internal.ndata = 0;
+		vcpu_enter_guest(vcpu); // to look at its memory
+		io_emulation_failed(vcpu);
+		vcpu_leave_guest(vcpu);
 		return 0;
 	}
 	return -EIO;
@@ -405,15 +409,18 @@ static long run_loop(struct vcpu *vcpu)
 		vcpu->exit_to_user = false;
 		vcpu_enter_guest(vcpu);
 		clock_update(vcpu);
+		steal_time_update(vcpu);
 		cpu_request(cpu, REQ_IRQ);
 		exit = cpu_run(cpu);
 		vcpu_leave_guest(vcpu);
+		vcpu->counters->exits++;
 		__atomic_fetch_and(&cpu->request, ~(u32)REQ_KICK, __ATOMIC_SEQ_CST);
 		result = handle(vcpu, exit);
 		if (result != STAY)
 			return result;
 		if (window_requested(vcpu) && can_inject(vcpu)) {
 			vcpu->run->exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
+			vcpu->counters->irq_window_exits++;
 			return 0;
 		}
 	}

@@ -25,6 +25,7 @@ void vcpu_destroy(struct vcpu *vcpu)
 		munmap(vcpu->dirty_ring, vcpu->vm->dirty_ring_size);
 	fpstate_free(vcpu->fpu);
 	free(vcpu->cpuid);
+	stats_close(vcpu->stats_fd, vcpu->counters);
 	free(vcpu);
 }
 
@@ -68,6 +69,8 @@ static struct vcpu *make(struct vm *vm, u32 id, int fd)
 	vcpu->queued_interrupt = -1;
 	vcpu->apic_base = APIC_DEFAULT_BASE | APIC_BASE_ENABLE | (id == vm->boot_cpu_id ? APIC_BASE_BSP : 0);
 	vcpu->poll_control = 1;
+	vcpu->counters = &vcpu->first_counters;
+	vcpu->stats_fd = -1;
 	vcpu->synchronized = __atomic_load_n(&vm->sync_generation, __ATOMIC_SEQ_CST);
 	vcpu->run = mmap(NULL, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (vcpu->run == MAP_FAILED)

@@ -30,6 +30,8 @@ int vm_create(u32 type)
 	vm->process_generation = fd_process_generation();
 	vm->generation = option_generation;
 	vm->identity_map_addr = 0xfffbc000;
+	vm->counters = &vm->first_counters;
+	vm->stats_fd = -1;
 	clock_vm_init(vm);
 	vm->code = vm_code_create();
 	fd = memory_file("kvm-vm", PAGE_SIZE);
@@ -67,6 +69,7 @@ void vm_put(struct vm *vm)
 	irq_destroy(vm);
 	bus_destroy(vm);
 	memory_map_destroy(vm);
+	stats_close(vm->stats_fd, vm->counters);
 	msr_filter_destroy(vm->msr_filter);
 	if (vm->code)
 		vm_code_destroy(vm->code);

@@ -32,7 +32,7 @@ static void set_cr8(void *opaque, u64 tpr) {}
 static u64 tsc(void *opaque) { return __builtin_ia32_rdtsc(); }
 static bool init_sipi(void *opaque) { return true; }
 static void timer(void *opaque) {}
-static enum cpu_ops_result hypercall(void *opaque) { return CPU_OPS_DONE; }
+static enum cpu_ops_result hypercall(void *opaque, bool vmmcall) { return CPU_OPS_DONE; }
 
 static const struct cpu_ops ops = {
 	.map = map, .mark_dirty = mark_dirty, .mmio = mmio, .pio = pio, .rdmsr = rdmsr, .wrmsr = wrmsr,
