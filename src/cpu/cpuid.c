@@ -525,6 +525,19 @@ static void draw_conclusions(struct cpu *cpu)
 	cpu->cr4_reserved = cr4_reserved(cpu);
 }
 
+void cpuid_limit(struct cpu *cpu, const struct cpu_cpuid_entry *entries, unsigned count)
+{
+	for (unsigned i = 0; i < WORD_COUNT; i++) {
+		u32 allowed = 0;
+
+		for (unsigned n = 0; n < count; n++)
+			if (entries[n].function == words[i].function && entries[n].index == words[i].index)
+				allowed = reg_of(&entries[n], words[i].reg);
+		cpu->features[i] &= allowed;
+	}
+	cpu->cr4_reserved = cr4_reserved(cpu);
+}
+
 static void set_bit(u32 *reg, unsigned bit, bool value)
 {
 	*reg = (*reg & ~(1u << bit)) | (u32)value << bit;

@@ -50,6 +50,8 @@ bool cpuid_offers(unsigned feature);
 u64 cpuid_offered_xss(void);
 // Takes a guest's CPUID (KVM_SET_CPUID2): 0, or -EINVAL/-E2BIG. Recomputes features, masks.
 int cpuid_set(struct cpu *cpu, const struct cpu_cpuid_entry *entries, unsigned count);
+// Before it is given a CPUID, a processor has all this host and code can do: but no more than this.
+void cpuid_limit(struct cpu *cpu, const struct cpu_cpuid_entry *entries, unsigned count);
 // Refreshes bits that follow the state (OSXSAVE, OSPKE, leaf 0xD sizes, APIC). Called by setters.
 void cpuid_refresh(struct cpu *cpu);
 // The guest executes CPUID: Intel/AMD out-of-range rules.

@@ -188,6 +188,12 @@ int cpuid_emulated_ioctl(void *client)
 	return result ? result : put_entries(client, entries, cpuid_emulated(entries, CPU_MAX_CPUID));
 }
 
+void cpuid_limit_new(struct vcpu *vcpu)
+{
+	if (wanted_count)
+		cpuid_limit(vcpu->cpu, wanted, wanted_count);
+}
+
 int cpuid_get_ioctl(struct vcpu *vcpu, void *client)
 {
 	cpuid_refresh(vcpu->cpu);

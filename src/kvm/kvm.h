@@ -422,6 +422,7 @@ bool hidden_cet_write(struct vcpu *vcpu, u32 msr, u64 value);
 int cpuid_set_supported(const char *text); // the option "supported-cpuid"; -EINVAL
 int cpuid_set_host(const char *text); // the option "host-cpuid"; -EINVAL, -EBUSY: there are guests
 int cpuid_supported_ioctl(void *client);
+void cpuid_limit_new(struct vcpu *vcpu); // a new vCPU can do what is offered to clients
 int cpuid_emulated_ioctl(void *client);
 int cpuid_set_ioctl(struct vcpu *vcpu, const void *client);
 int cpuid_get_ioctl(struct vcpu *vcpu, void *client);

@@ -84,6 +84,7 @@ static struct vcpu *make(struct vm *vm, u32 id, int fd)
 	vcpu->cpu->trace_cp = option_trace_cp;
 	vcpu->cpu->single_grain = option_single_grain;
 	capability_apply_quirks(vm, vcpu);
+	cpuid_limit_new(vcpu);
 	clock_vcpu_init(vcpu);
 	vcpu->mp_state = KVM_MP_STATE_RUNNABLE;
 	if (vm->chip) {
