@@ -60,6 +60,7 @@ SCENARIOS = {
     'mixed-pool':               ('intact', False, False, [KEPT, KEPT, KEPT], None),
     'feature-lost-in-upgrade':  ('refused', True, True, [REFUSED_XSAVE], 'KVM_SET_XSAVE'),
     'cet-fleet':                ('intact', True, True, [KEPT, KEPT, KEPT], None),
+    'amx-to-no-amx':            ('refused', True, True, [REFUSED_XSAVE], 'KVM_SET_XSAVE'),
     'cet-to-no-cet':            ('refused', True, True, [step('refused', 'stayed', refused=SREGS)], 'KVM_SET_SREGS'),
     'cet-to-no-cet-ignored':    ('crashed', True, True, [step('crashed', 'lost')], 'KVM_SET_SREGS'),
     'ssp-forgotten':            ('crashed', True, True, [step('crashed', 'kept', corrupted=['shadow-stack'])], None),
@@ -156,6 +157,8 @@ equal((int(s['not_the_guests'], 16), int(s['not_the_hosts'], 16)), (PKRU, 0), 'a
 equal((s['guest']['end'], s['guest'].get('returned')), ('reported', 13), 'the guest runs on: nobody tells it')
 s = load('no-kernel-fix')['steps'][1]
 equal((int(s['not_the_guests'], 16), int(s['not_the_hosts'], 16)), (PKRU, PKRU), 'no-kernel-fix: nor has the new host')
+s = load('amx-to-no-amx')['steps'][1]
+equal((int(s['not_the_guests'], 16), int(s['not_the_hosts'], 16)), (0, 0x60000), 'amx-to-no-amx: the tiles')
 s = load('trimmed-on-the-way')['steps']
 equal([int(x['xstate_bv'], 16) & PKRU for x in s], [0, PKRU, 0], 'trimmed-on-the-way: PKRU is gone from the second image')
 s = load('ssp-forgotten')['steps'][1]['guest']
