@@ -188,8 +188,6 @@ static int create_machine(struct host *h)
 	vcpu->run = size > 0 ? kvm->mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0) : MAP_FAILED;
 	if (vcpu->run == MAP_FAILED)
 		return failed(h, "kvm_run");
-	if (kvm->ioctl(vcpu->fd, KVM_SET_CPUID2, &h->transit->cpuid) < 0)
-		return failed(h, "KVM_SET_CPUID2");
 	return 0;
 }
 
@@ -212,6 +210,8 @@ static int start_guest(struct host *h)
 	tables[512] = (FLEET_BOOT_TABLES + 0x2000) | 3;
 	for (uint64_t i = 0; i < 512; i++)
 		tables[1024 + i] = i << 21 | 0x83;
+	if (kvm->ioctl(h->vcpu.fd, KVM_SET_CPUID2, &h->transit->cpuid) < 0)
+		return failed(h, "KVM_SET_CPUID2");
 	if (kvm->ioctl(h->vcpu.fd, KVM_GET_SREGS, &s) < 0)
 		return failed(h, "KVM_GET_SREGS");
 	s.cs = code;
@@ -311,6 +311,13 @@ static char depart(struct host *h)
 	return HOST_DONE;
 }
 
+static int load_piece(struct host *h, enum fleet_piece piece, uint32_t *msr)
+{
+	if (piece != PIECE_CPUID)
+		return state_load(&h->vcpu, &h->transit->state, piece, msr);
+	return h->vcpu.kvm->ioctl(h->vcpu.fd, KVM_SET_CPUID2, &h->transit->cpuid) < 0 ? errno : 0;
+}
+
 // Loads piece by piece, as this host's VMM does it. false: it stops.
 static bool load(struct host *h)
 {
@@ -325,7 +332,7 @@ static bool load(struct host *h)
 		if (h->self->forgets >> i & 1)
 			continue;
 		result->tried = true;
-		result->error = state_load(&h->vcpu, &h->transit->state, i, &result->msr);
+		result->error = load_piece(h, i, &result->msr);
 		if (!result->error)
 			continue;
 		step->failed = (int)i;

@@ -15,6 +15,7 @@ const char *const fleet_verdict_names[] = { "unused", "same", "wrong", "off" };
 const char *const fleet_end_names[] = { "not-run", "reported", "exception", "triple-fault", "kvm-error", "stuck" };
 
 const struct fleet_piece_name fleet_pieces[PIECES] = {
+	[PIECE_CPUID] = { "cpuid", "KVM_SET_CPUID2" },
 	[PIECE_SREGS] = { "sregs", "KVM_SET_SREGS" },
 	[PIECE_REGS] = { "regs", "KVM_SET_REGS" },
 	[PIECE_XSAVE] = { "xsave", "KVM_SET_XSAVE" },

@@ -33,7 +33,7 @@ struct vcpu_handle {
 
 // What this KVM has of the vCPU. 0, or -1 after one line has been written.
 int state_read(const struct vcpu_handle *vcpu, struct vcpu_state *state);
-// Loads one piece: 0 or the errno. *msr: the MSR that was refused.
+// Loads one piece, but for PIECE_CPUID: 0 or the errno. *msr: the MSR that was refused.
 int state_load(const struct vcpu_handle *vcpu, const struct vcpu_state *state, enum fleet_piece piece, uint32_t *msr);
 // The components of the extended state that the image holds.
 uint64_t state_image(const struct vcpu_state *state);
