@@ -139,6 +139,7 @@ int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
 	}
 	cpu->external.valid = cpu->external.nmi = e->nmi.injected;
 	cpu->external.vector = VECTOR_NMI;
+	cpu->external.underway = false;
 	if (!vcpu->lapic)
 		vcpu->queued_interrupt = -1;
 	if (e->interrupt.injected)
