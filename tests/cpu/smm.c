@@ -263,6 +263,13 @@ static void refusals(void)
 			ok(outcome.vector == ABORTED && outcome.exit == CPU_EXIT_SHUTDOWN, "RSM: %s: shutdown", rows[i].what);
 	}
 	busy(0);
+	cpu_set_cr4(cpu, cpu->cr4 & ~(u64)CR4_PCIDE, BY_HOST);
+	cpu_set_cr3(cpu, CR3, BY_HOST);
+	smi();
+	*(u64 *)saved(0xff50) |= 1ull << 51;
+	rsm();
+	ok(outcome.exit == CPU_EXIT_SHUTDOWN, "RSM: the same CR3 without PCIDs");
+	busy(0);
 	smi();
 	cpu_set_cr0(cpu, cpu->cr0 & ~(u64)CR0_WP, BY_HOST);
 	rsm();

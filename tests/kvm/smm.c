@@ -210,7 +210,7 @@ static void test_init(void)
 
 	start(&m);
 	machine_bytes(&m, 0xe6, 0x80, 0xe6, 0x80, 0xf4);
-	HANDLER(0xe6, 0x81, 0x0f, 0xaa);
+	HANDLER(0xe6, 0x81, 0xe6, 0x84, 0x0f, 0xaa);
 	run_to_out(&m, 0x80);
 	call(m.vcpu, KVM_SMI, 0);
 	is(error_of(call(m.vcpu, KVM_SET_MP_STATE, &state)), EINVAL, "no waiting for a SIPI with an SMI pending");
@@ -222,6 +222,7 @@ static void test_init(void)
 	ok(get_events(&m).smi.latched_init && get_events(&m).smi.smm, "reads back");
 	memcpy(m.memory + 0x1fff0, "\xe6\x83\xf4", 3); // the reset vector, by a slot below 4 GiB
 	add_slot(&m, 8, 0xfffff000, m.memory + 0x1f000, 0x1000);
+	ok(run_to_out(&m, 0x84) >= 0 && get_events(&m).smi.latched_init, "it waits while the handler runs");
 	ok(run_to_out(&m, 0x83) >= 0, "INIT after RSM: at the reset vector");
 	events = get_events(&m);
 	ok(!events.smi.latched_init && !events.smi.smm && !events.smi.pending, "nothing of it is left");
@@ -234,10 +235,23 @@ static void *later_smi(void *arg)
 	struct timespec time = { .tv_nsec = 50000000 };
 
 	nanosleep(&time, NULL);
-	// To the vCPU itself, as an MSI: KVM_SMI would wait for KVM_RUN to end.
+	// As an MSI: KVM_SMI would wait for KVM_RUN to end.
 	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 2 << 8 };
 	call(((struct machine *)arg)->vm, KVM_SIGNAL_MSI, &msi);
 	return NULL;
+}
+
+// Asleep behind the HLT that the code begins with.
+static void put_to_sleep(struct machine *m)
+{
+	struct kvm_mp_state state = { KVM_MP_STATE_HALTED };
+	struct kvm_regs regs;
+
+	machine_bytes(m, 0xf4, 0xe6, 0x80, 0xf4);
+	regs = machine_regs(m);
+	regs.rip = m->code + 1;
+	call(m->vcpu, KVM_SET_REGS, &regs);
+	call(m->vcpu, KVM_SET_MP_STATE, &state);
 }
 
 static void test_halt(void)
@@ -247,27 +261,28 @@ static void test_halt(void)
 	pthread_t thread;
 
 	start(&m);
-	machine_bytes(&m, 0xf4, 0xe6, 0x80, 0xf4);
 	HANDLER(0xe6, 0x81, 0x0f, 0xaa);
-	pthread_create(&thread, NULL, later_smi, &m);
+	put_to_sleep(&m);
+	call(m.vcpu, KVM_SMI, 0);
 	ok(run_to_out(&m, 0x81) >= 0, "an SMI wakes from HLT");
-	pthread_join(thread, NULL);
 	is(*AT(0xfec9), 1, "auto HALT restart");
 	is(in_image(0xff78), m.code + 1, "behind HLT");
+	call(m.vcpu, KVM_GET_MP_STATE, &state);
+	is(state.mp_state, KVM_MP_STATE_RUNNABLE, "runnable in SMM");
 	*AT(0xfec9) = 0;
 	ok(run_to_out(&m, 0x80) >= 0, "the handler can go on behind HLT");
-	pthread_create(&thread, NULL, later_smi, &m);
-	ok(run_to_out(&m, 0x81) >= 0, "another HLT");
-	pthread_join(thread, NULL);
-	alarm(30);
+	m.run->immediate_exit = 1;
+	machine_run(&m); // completes the OUT
+	m.run->immediate_exit = 0;
+
+	put_to_sleep(&m);
+	call(m.vcpu, KVM_SMI, 0);
+	run_to_out(&m, 0x81);
 	pthread_create(&thread, NULL, later_smi, &m);
 	ok(run_to_out(&m, 0x81) >= 0, "RSM goes back to HLT: only the next SMI comes");
 	pthread_join(thread, NULL);
-	is(in_image(0xff78), m.code + 4, "still behind the same HLT");
+	is(in_image(0xff78), m.code + 1, "still behind the same HLT");
 	is(*AT(0xfec9), 1, "halted again in between");
-	call(m.vcpu, KVM_GET_MP_STATE, &state);
-	is(state.mp_state, KVM_MP_STATE_RUNNABLE, "runnable in SMM");
-	alarm(0);
 	machine_end(&m);
 }
 
@@ -366,9 +381,7 @@ int main(void)
 	test_same_address();
 	test_latched();
 	test_init();
-	alarm(0);
 	test_halt();
-	alarm(60);
 	test_bad();
 	test_move();
 	return done_testing();
