@@ -438,7 +438,8 @@ static void locate(struct cpu *cpu, unsigned page_offset, unsigned length)
 	if (!cpu_64bit(cpu)) {
 		cpu->rip = (u32)cpu->rip;
 		cpu->next_rip = (u32)cpu->next_rip;
-		if (!(cpu->seg[SEG_CS].attributes & SEG_DB))
+		// IP wraps around. Firmware in SMM runs 16-bit code beyond it, in a segment of 4 GiB: EIP goes on.
+		if (!(cpu->seg[SEG_CS].attributes & SEG_DB) && cpu->rip <= 0xffff)
 			cpu->next_rip = (u16)cpu->next_rip;
 	}
 }

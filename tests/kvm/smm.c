@@ -151,9 +151,14 @@ static void test_smi(void)
 static void test_same_address(void)
 {
 	struct machine m;
+	struct kvm_sregs sregs;
 	uint8_t *other;
 
 	start(&m);
+	// Segments as SMM has them, so that nothing but SMM tells the two apart.
+	call(m.vcpu, KVM_GET_SREGS, &sregs);
+	sregs.ds.limit = sregs.es.limit = sregs.ss.limit = sregs.fs.limit = sregs.gs.limit = 0xffffffff;
+	call(m.vcpu, KVM_SET_SREGS, &sregs);
 	other = mmap(NULL, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	add_slot(&m, 9, 0xa8000, other, 0x1000);
 	memcpy(other, (const uint8_t[]){ 0xb0, 0x22, 0xe6, 0x80, 0xf4 }, 5); // mov al,0x22; out 0x80,al; hlt
@@ -167,6 +172,31 @@ static void test_same_address(void)
 	is(run_to_out(&m, 0x80), 0x33, "and SMM's again");
 	machine_end(&m);
 	munmap(other, 0x1000);
+}
+
+// The handler jumps out of the first 64 KiB of its segment, as firmware does, and goes on there in 16-bit
+// code, through instructions that end a block.
+static void test_high_code(void)
+{
+	struct machine m;
+	uint8_t *high = mmap(NULL, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	// mov eax,0; mov cr4,eax; mov ecx,0x10; rdmsr; mov cr3,eax; mov al,0x5a; out 0x81,al; call +0 (32 bits); rsm
+	static const uint8_t code[] = { 0x66, 0xb8, 0, 0, 0, 0, 0x0f, 0x22, 0xe0, 0x66, 0xb9, 0x10, 0, 0, 0, 0x0f, 0x32, 0x66, 0x31,
+					0xc0, 0x0f, 0x22, 0xd8, 0xb0, 0x5a, 0xe6, 0x81, 0x66, 0xe9, 0, 0, 0, 0, 0x0f, 0xaa };
+
+	start(&m);
+	add_slot(&m, 1 << 16 | 9, 0x400000, high, 0x1000);
+	memcpy(high + 0x123, code, sizeof(code));
+	// mov ebp,0x400123 - SMBASE; jmp ebp
+	HANDLER(0x66, 0xbd, 0x23, 0x01, 0x36, 0x00, 0x66, 0xff, 0xe5);
+	machine_bytes(&m, 0xe6, 0x80, 0xe6, 0x82, 0xf4);
+	run_to_out(&m, 0x80);
+	call(m.vcpu, KVM_SMI, 0);
+	is(run_to_out(&m, 0x81), 0x5a, "16-bit code above 64 KiB");
+	is(machine_regs(&m).rip, 0x400123 + 25 - SMBASE, "EIP");
+	ok(run_to_out(&m, 0x82) >= 0, "and RSM from there");
+	machine_end(&m);
+	munmap(high, 0x1000);
 }
 
 static void test_latched(void)
@@ -379,6 +409,7 @@ int main(void)
 	test_slots();
 	test_smi();
 	test_same_address();
+	test_high_code();
 	test_latched();
 	test_init();
 	test_halt();
