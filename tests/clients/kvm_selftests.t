@@ -55,10 +55,14 @@ while read -r wanted program arguments; do
 		skip "$name" "not built"
 		continue
 	fi
+	options=() words=$arguments arguments=
+	for word in $words; do
+		case $word in exec:*) options+=("${word#exec:}") ;; *) arguments+=${arguments:+ }$word ;; esac
+	done
 	for ((run = 1; run <= ${KVM_SELFTESTS_RUNS:-1}; run++)); do
 		log=$scratch/$name.log
 		# shellcheck disable=SC2086
-		timeout -k 5 "${KVM_SELFTESTS_LIMIT:-900}" "$cetkvm" exec -- "./$program" $arguments >"$log" 2>&1 </dev/null
+		timeout -k 5 "${KVM_SELFTESTS_LIMIT:-900}" "$cetkvm" exec "${options[@]}" -- "./$program" $arguments >"$log" 2>&1 </dev/null
 		status=$?
 		why=$(reason "$log" $status)
 		case $wanted-$status in *-0 | any-4) good=0 ;; *) good=1 ;; esac
@@ -68,7 +72,7 @@ while read -r wanted program arguments; do
 		}
 	done
 	case $status in 0) result=pass ;; 4) result=skip ;; *) result=FAIL ;; esac
-	echo "| $name | ${arguments:-} | $result | ${why//|/\\|} |" >>"$table"
+	echo "| $name | ${options[*]}$arguments | $result | ${why//|/\\|} |" >>"$table"
 	total=$((total + 1))
 	[ $status != 0 ] || passed=$((passed + 1))
 done <"$expect"
