@@ -29,7 +29,7 @@ if [ -n "${CETKVM_ALL_ROWS-}" ]; then
 		done
 		rows+=("$machine host 2 reboot" "$machine host 2 split reboot")
 	done
-	for cpu in qemu64 kvm64 qemu32 pentium3 Westmere Haswell-noTSX Skylake-Client Skylake-Server Cascadelake-Server \
+	for cpu in qemu64 kvm64 Westmere Haswell-noTSX Skylake-Client Skylake-Server Cascadelake-Server \
 		Icelake-Server Snowridge Opteron_G5 EPYC EPYC-Rome EPYC-Milan; do
 		rows+=("q35 $cpu 2")
 	done
