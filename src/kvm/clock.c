@@ -307,7 +307,7 @@ void clock_update(struct vcpu *vcpu)
 	if (!__atomic_exchange_n(&vcpu->clock_stale, 0, __ATOMIC_SEQ_CST) || !(vcpu->system_time_msr & 1))
 		return;
 	host = rdtsc();
-	now = ns_of_tsc(host) + (u64)vcpu->vm->clock_offset;
+	now = ns_of_tsc(host) + (u64)__atomic_load_n(&vcpu->vm->clock_offset, __ATOMIC_RELAXED);
 	// Odd: being written.
 	vcpu->pvclock_version = (vcpu->pvclock_version + 1) | 1;
 	page.version = vcpu->pvclock_version;

@@ -203,7 +203,8 @@ struct vm {
 	struct vm_code *code;
 	struct kvm_coalesced_mmio_ring *ring;
 	struct lock ring_lock; // of who fills it
-	u64 tss_addr, identity_map_addr, nr_mmu_pages;
+	u64 identity_map_addr;
+	_Atomic u64 tss_addr, nr_mmu_pages;
 
 	enum generation generation;
 	struct vm_counters *counters, first_counters; // slots_lock held
@@ -211,10 +212,10 @@ struct vm {
 
 	// Capabilities switched on
 	u32 max_vcpu_id; // ids are smaller; 0: not decided yet
-	u64 x2apic_api, exception_payload, triple_fault_event, msr_exits, manual_dirty_protect;
+	_Atomic u64 x2apic_api, exception_payload, triple_fault_event, msr_exits, manual_dirty_protect;
 	bool hlt_in_guest; // KVM_CAP_X86_DISABLE_EXITS: HLT
 	bool platform_info_denied; // KVM_CAP_MSR_PLATFORM_INFO switched off
-	u64 disabled_quirks, exit_on_emulation_failure, hypercall_exits;
+	_Atomic u64 disabled_quirks, exit_on_emulation_failure, hypercall_exits;
 
 	// Clock
 	u32 tsc_khz; // of new vCPUs
