@@ -325,6 +325,7 @@ struct cpu {
 
 	struct tlb_notes tlb_notes;
 
+	bool debug_taken;	// INT1 has delivered #DB: breakpoints held back for MOV SS go with it
 	u32 debug_raised;	// DR6 bits of the #DB fault being raised, see debug_raise()
 	struct pending_event event;
 	// An interrupt that the controllers handed over, or user space injected, until it is delivered: a

@@ -893,6 +893,13 @@ static void run_blocks(struct cpu *cpu)
 	((enter_function *)jit->enter)(cpu, jit->rx + b->code);
 	ENTER_C(cpu);
 	jit->debug_bits |= cpu->watch_bits;
+	if (cpu->debug_taken) {
+		// One #DB for both: a second one would find the handler's stack in use.
+		cpu->debug_taken = false;
+		if (jit->debug_bits)
+			debug_deliver(cpu, jit->debug_bits);
+		jit->debug_bits = 0;
+	}
 	cpu->watch_data = false;
 	jit->single_running = false;
 	cpu->replay = false;

@@ -67,6 +67,7 @@ static void transfer_int3(struct cpu *cpu, const struct insn *insn)
 static void transfer_int1(struct cpu *cpu, const struct insn *insn)
 {
 	event_deliver(cpu, VECTOR_DB, EVENT_PRIVILEGED_SOFT, false, 0);
+	cpu->debug_taken = true;
 	cpu->next_rip = cpu->rip;
 }
 
