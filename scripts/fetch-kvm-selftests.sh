@@ -28,9 +28,12 @@ if [ ! -x "$tests/steal_time" ] || [ ! -x "$tests/x86_64/state_test" ]; then
 		'linux-source-6.12/tools/testing/selftests/*.*' 'linux-source-6.12/tools/testing/selftests/rseq' \
 		'linux-source-6.12/tools/testing/selftests/kvm'
 	rm -rf "$cache/kvm-selftests.package"
+	# Below another make, kselftest would not set where its programs go.
+	unset MAKELEVEL MAKEFLAGS MFLAGS
 	make -s -C "$tree" headers_install ARCH=x86 >"$out/headers.log" 2>&1 ||
 		die "headers_install failed, see $out/headers.log"
 	make -C "$tests" -k KHDR_INCLUDES="-isystem $tree/usr/include" >"$out/build.log" 2>&1 ||
 		die "the selftests do not build, see $out/build.log"
+	[ -x "$tests/x86_64/state_test" ] || die "the selftests were not built, see $out/build.log"
 fi
 echo "$tests"
