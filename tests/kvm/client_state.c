@@ -25,7 +25,7 @@ struct registers {
 	uint16_t fcw, pad;
 } __attribute__((aligned(64)));
 
-static struct registers mine, found;
+struct registers mine, found; // the assembly below names them: not static, which sanitizers rename
 static volatile unsigned signals;
 
 // Calls cetkvm_ioctl(fd, request, argument) with `mine` in the registers; afterwards they are in `found`.
