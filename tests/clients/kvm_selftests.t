@@ -9,6 +9,7 @@
 #   KVM_SELFTESTS_LIMIT=S      seconds that one program may take (default 900)
 . "$(dirname "$0")/../lib/tap.sh"
 need_cetkvm
+need_client_library
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 programs=$("$top/scripts/fetch-kvm-selftests.sh" 2>"$scratch/fetch.log") ||

@@ -21,7 +21,7 @@ need_qemu() {
 	local module
 	need_command "$qemu_binary" xz cpio python3
 	need_kernel
-	[ -e "$CETKVM_BUILD/src/preload/libcetkvm-preload.so" ] || skip_all "the library for clients is not built"
+	need_client_library
 	for module in $qemu_modules; do
 		[ -n "$(find -L "$kernel/modules" -name "$module.ko*" -print -quit)" ] ||
 			skip_all "the kernel package has no module $module"

@@ -4,5 +4,5 @@
 # between which the client's registers have to survive.
 . "$(dirname "$0")/../lib/tap.sh"
 need_cetkvm
-[ -e "$CETKVM_BUILD/src/preload/libcetkvm-preload.so" ] || skip_all "the library for clients is not built"
+need_client_library
 exec timeout 100 "$cetkvm" exec -- "$CETKVM_BUILD/tests/kvm/client_state_device"

@@ -17,6 +17,10 @@ cetkvm=$CETKVM_BUILD/cetkvm
 skip_all() { echo "1..0 # SKIP $*"; exit 0; }
 need_command() { for c; do command -v "$c" >/dev/null || skip_all "needs the command $c"; done; }
 need_cetkvm() { [ -x "$cetkvm" ] || skip_all "cetkvm is not built"; }
+# What `cetkvm exec` loads into clients; sanitized builds have none, for clients are not sanitized.
+need_client_library() {
+	[ -e "$CETKVM_BUILD/src/preload/libcetkvm-preload.so" ] || skip_all "this build has no library for clients"
+}
 note() { printf '%s\n' "$*" | sed 's/^/# /'; }
 
 ok() {

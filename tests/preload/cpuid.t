@@ -3,7 +3,7 @@
 # `cetkvm exec --client-cpuid`: CPUID in the client's own code.
 . "$(dirname "$0")/../lib/tap.sh"
 need_cetkvm
-[ -e "$CETKVM_BUILD/src/preload/libcetkvm-preload.so" ] || skip_all "the library for clients is not built"
+need_client_library
 client=$CETKVM_BUILD/tests/preload/client-cpuid
 vendor=$(awk '/^vendor_id/ { print $3; exit }' /proc/cpuinfo)
 

@@ -3,7 +3,7 @@
 # `cetkvm doctor` about programs and about the API.
 . "$(dirname "$0")/../lib/tap.sh"
 need_cetkvm
-[ -e "$CETKVM_BUILD/src/preload/libcetkvm-preload.so" ] || skip_all "the library for clients is not built"
+need_client_library
 clients=$CETKVM_BUILD/tests/preload
 
 doctor() { "$cetkvm" doctor "$@" >"$scratch/out" 2>"$scratch/err"; }

@@ -3,7 +3,7 @@
 # `cetkvm exec`: what it says to bad input, and that it reaches a client.
 . "$(dirname "$0")/../lib/tap.sh"
 need_cetkvm
-[ -e "$CETKVM_BUILD/src/preload/libcetkvm-preload.so" ] || skip_all "the library for clients is not built"
+need_client_library
 
 # Usage: refuses "name" "regex for the line" ARGUMENT...
 refuses() {

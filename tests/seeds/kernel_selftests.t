@@ -4,6 +4,7 @@
 # for document 003 against the generation it was written for. Needs the selftests built in the cache.
 . "$(dirname "$0")/../lib/tap.sh"
 need_cetkvm
+need_client_library
 cache=${CETKVM_CACHE:-$top/.cache}
 [ -d "$cache/kvm-selftests" ] || skip_all "no kernel selftests in the cache"
 dir=$(find "$cache/kvm-selftests" -type f -name state_test -perm -u+x -printf '%h\n' | head -n 1)
