@@ -225,9 +225,33 @@ void jit_make_thunks(struct jit *jit);
 // jit_block.c
 struct block *jit_translate(struct cpu *cpu, u8 *page, u64 gpa, u32 mode);
 
-// cpu_run.c
-u32 jit_mode(struct cpu *cpu);
-struct block *jit_get_block(struct cpu *cpu, u32 extra_mode);
+// cpu_run.c: back to the loop, with what was prepared in struct cpu
+void cpu_unwind(struct cpu *cpu) __attribute__((noreturn));
+
+// C called from translated code begins and ends with these.
+#ifdef CETKVM_SANITIZED
+// The sanitizers' runtimes use vector registers wherever they like: put the guest's away at once.
+#define ENTER_C(cpu) cpu_fpu_unload(cpu)
+#else
+#define ENTER_C(cpu) ((void)0)
+#endif
+#define LEAVE_C(cpu) do { if (!(cpu)->fpu_loaded) cpu_fpu_load(cpu); } while (0)
+
+// jit_lookup.c
+u32 jit_mode(struct cpu *cpu); // of the current state
+// The block at cpu->rip in a mode, translated if there is none. Raises what the fetch raises.
+struct block *jit_get_block(struct cpu *cpu, u32 mode);
+u64 jit_block_entry(struct jit *jit, const struct block *b);
+// Jumps by address are cached for one mode per privilege class: now for this one.
+void jit_enter_mode(struct cpu *cpu, u32 mode);
+// Is there something for the loop to do?
+bool jit_must_leave(struct cpu *cpu);
+// Where to go on in translated code at cpu->rip; 0: back to the run loop.
+u64 jit_go_on(struct cpu *cpu);
+// In the loop: takes note of breakpoints that are new. True if the next instruction runs alone.
+bool jit_debug_begin(struct cpu *cpu);
+
+// jit_calls.c
 u64 jit_c_call(struct cpu *cpu, u64 record);
 u64 jit_c_call_end(struct cpu *cpu, u64 record);
 u64 jit_c_link(struct cpu *cpu, u64 page_offset, u64 hole);
