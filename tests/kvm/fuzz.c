@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Every ioctl with random and nearly valid arguments, from several threads, while vCPUs run hostile code and
 // their clients scribble over kvm_run. Passes if the process is still there and nothing leaked.
-// Usage: test_kvm_fuzz [SECONDS [SEED]]
+// Usage: test_kvm_fuzz [SECONDS [SEED]]; without SECONDS, CETKVM_FUZZ_SECONDS of the environment, else 4.
 #include "machine.h"
 
 #include <dirent.h>
@@ -300,9 +300,26 @@ static void round_of(uint64_t seed, unsigned number)
 	machine_end(&m);
 }
 
+// How long to go on. Exits with status 2 if `text`, which `name` gave, is no time.
+static double duration(const char *name, const char *text)
+{
+	char *rest;
+	double value = strtod(text, &rest);
+
+	if (rest != text && !*rest && value > 0 && value <= 86400)
+		return value;
+	fprintf(stderr, "test_kvm_fuzz: %s: '%s' is no time to run: more than 0 and up to 86400 seconds are accepted\n",
+		name, text);
+	exit(2);
+}
+
 int main(int argc, char **argv)
 {
-	double end = seconds() + (argc > 1 ? atof(argv[1]) : 4);
+	const char *wanted = getenv("CETKVM_FUZZ_SECONDS");
+	double time_to_run = argc > 1 ? duration("SECONDS", argv[1]) :
+			     wanted   ? duration("CETKVM_FUZZ_SECONDS", wanted) :
+					4;
+	double end = seconds() + time_to_run;
 	uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : (uint64_t)time(NULL);
 	unsigned rounds = 0, fds = 0, tasks = 0;
 
