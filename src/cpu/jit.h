@@ -179,7 +179,8 @@ struct jit {
 	int fault_signal, fault_trap;
 
 	// Other vCPUs
-	unsigned index;
+	u32 bit; // in the masks of struct page_users
+	bool bit_shared;
 	volatile u32 in_guest;
 	volatile u32 flush_requested;
 	u64 own_epoch; // see jit_stale.c

@@ -8,6 +8,9 @@
 // A page from which somebody translated is not writable through any vCPU's TLB. Before a vCPU reads
 // code bytes it announces itself in the page's `code` mask and has every `writer` drop its writable
 // TLB entries; a writer announces itself before it looks at `code`. One of the two sees the other.
+//
+// The first vCPUs of a VM have a bit of those masks each, further ones share the last bits: whoever sets
+// such a bit counts the others behind it in, and only a writer, who has all of them drop the page, clears it.
 #include "base/log.h"
 #include "cpu/jit.h"
 #include "cpu/mem.h"
@@ -20,10 +23,11 @@
 
 #define CACHE_SIZE (20u << 20)
 #define LEAF_BITS 14
+#define OWN_BITS 24 // vCPUs with a bit of their own
 #define TOP_BITS 18 // guest-physical addresses up to 2^(12+14+18) = 16 TiB
 
 struct page_users {
-	u32 code;   // vCPUs (index mod 32) that translated from the page
+	u32 code;   // vCPUs that translated from the page
 	u32 writer; // vCPUs that may have it writable in a TLB
 };
 
@@ -149,7 +153,9 @@ int jit_create(struct cpu *cpu, struct vm_code *vm)
 		memset(cpu->jump_ibt[class], 0xff, sizeof(cpu->jump_ibt[class][0]));
 	}
 	pthread_mutex_lock(&vm->lock);
-	jit->index = vm->next_index++ & 31;
+	jit->bit_shared = vm->next_index >= OWN_BITS;
+	jit->bit = 1u << (jit->bit_shared ? OWN_BITS + vm->next_index % (32 - OWN_BITS) : vm->next_index);
+	vm->next_index++;
 	jit->vm_next = vm->first;
 	vm->first = jit;
 	pthread_mutex_unlock(&vm->lock);
@@ -305,18 +311,27 @@ static struct code_page *find_page(struct jit *jit, u64 gpa, bool make)
 	return page;
 }
 
+// This vCPU has no code of the page any more.
+static void take_back(struct jit *jit, struct page_users *users)
+{
+	if (users && !jit->bit_shared)
+		__atomic_fetch_and(&users->code, ~jit->bit, __ATOMIC_SEQ_CST);
+}
+
+// Of a mask of vCPUs: those that may be others.
+static u32 others(const struct jit *jit, u32 mask)
+{
+	return jit->bit_shared ? mask : mask & ~jit->bit;
+}
+
 // Forgets every block. Nothing of the cache may be running: callers are in C, and what they return
 // into is either a fresh look-up or an exit.
 void jit_flush(struct cpu *cpu)
 {
 	struct jit *jit = cpu->jit;
 
-	for (u32 i = 0; i < jit->page_count; i++) {
-		struct page_users *users = page_users(jit->vm, jit->pages[i].gpa);
-
-		if (users)
-			__atomic_fetch_and(&users->code, ~(1u << jit->index), __ATOMIC_SEQ_CST);
-	}
+	for (u32 i = 0; i < jit->page_count; i++)
+		take_back(jit, page_users(jit->vm, jit->pages[i].gpa));
 	memset(jit->hash, 0, sizeof(jit->hash));
 	memset(jit->page_hash, 0, sizeof(jit->page_hash));
 	jit->block_count = jit->point_count = jit->mem_count = jit->call_count = 0;
@@ -419,10 +434,8 @@ void jit_invalidate_page(struct cpu *cpu, u64 gpa)
 {
 	struct jit *jit = cpu->jit;
 	struct code_page *page = find_page(jit, gpa, false);
-	struct page_users *users = page_users(jit->vm, gpa);
 
-	if (users)
-		__atomic_fetch_and(&users->code, ~(1u << jit->index), __ATOMIC_SEQ_CST);
+	take_back(jit, page_users(jit->vm, gpa));
 	if (page)
 		jit_drop_blocks(cpu, page);
 }
@@ -487,14 +500,14 @@ static void shake_others(struct cpu *cpu, u64 gpa, u32 mask, bool wait)
 
 	pthread_mutex_lock(&jit->vm->lock);
 	for (struct jit *other = jit->vm->first; other; other = other->vm_next)
-		if (other != jit && (mask >> other->index & 1)) {
+		if (other != jit && (mask & other->bit)) {
 			note_stale(other, gpa);
 			__atomic_store_n(&other->flush_requested, 1, __ATOMIC_SEQ_CST);
 			cpu_request(other->cpu, REQ_CODE);
 		}
 	if (wait)
 		for (struct jit *other = jit->vm->first; other; other = other->vm_next) {
-			if (other == jit || !(mask >> other->index & 1))
+			if (other == jit || !(mask & other->bit))
 				continue;
 			for (unsigned spin = 0; __atomic_load_n(&other->in_guest, __ATOMIC_SEQ_CST) &&
 			     __atomic_load_n(&other->flush_requested, __ATOMIC_SEQ_CST); spin++) {
@@ -514,18 +527,19 @@ void jit_page_gets_code(struct cpu *cpu, u64 gpa)
 {
 	struct jit *jit = cpu->jit;
 	struct page_users *users = page_users(jit->vm, gpa);
-	u32 own = 1u << jit->index, writers;
+	u32 writers;
 
-	if (!users || (__atomic_load_n(&users->code, __ATOMIC_RELAXED) & own))
+	// A shared bit may be of one who still waits for writers.
+	if (!users || (!jit->bit_shared && (__atomic_load_n(&users->code, __ATOMIC_RELAXED) & jit->bit)))
 		return;
-	__atomic_fetch_or(&users->code, own, __ATOMIC_SEQ_CST);
+	__atomic_fetch_or(&users->code, jit->bit, __ATOMIC_SEQ_CST);
 	writers = __atomic_exchange_n(&users->writer, 0, __ATOMIC_SEQ_CST);
-	if (writers & own)
+	if (writers & jit->bit)
 		tlb_drop_writable(cpu, gpa);
-	if (writers & ~own)
-		shake_others(cpu, gpa, writers & ~own, true);
+	if (others(jit, writers))
+		shake_others(cpu, gpa, others(jit, writers), true);
 	// The wait may have served a request that emptied this vCPU's cache.
-	__atomic_fetch_or(&users->code, own, __ATOMIC_SEQ_CST);
+	__atomic_fetch_or(&users->code, jit->bit, __ATOMIC_SEQ_CST);
 }
 
 bool jit_page_writable(struct cpu *cpu, u64 gpa, void *host_page)
@@ -537,42 +551,47 @@ bool jit_page_writable(struct cpu *cpu, u64 gpa, void *host_page)
 	users = page_users(cpu->jit->vm, gpa);
 	if (!users)
 		return false;
-	if (!(__atomic_load_n(&users->writer, __ATOMIC_RELAXED) & 1u << cpu->jit->index))
-		__atomic_fetch_or(&users->writer, 1u << cpu->jit->index, __ATOMIC_SEQ_CST);
+	if (!(__atomic_load_n(&users->writer, __ATOMIC_RELAXED) & cpu->jit->bit))
+		__atomic_fetch_or(&users->writer, cpu->jit->bit, __ATOMIC_SEQ_CST);
 	return !__atomic_load_n(&users->code, __ATOMIC_SEQ_CST);
+}
+
+// Own blocks after a write to their page: only those that hold the written bytes have to go, as long as that
+// is rare.
+static void own_page_written(struct cpu *cpu, u64 gpa, unsigned size)
+{
+	struct jit *jit = cpu->jit;
+	struct code_page *page = find_page(jit, gpa, false);
+	bool hit = !page || jit->bit_shared || page->first_cross || ++page->slow_writes > 64;
+
+	for (u32 n = page ? page->first_block : 0; n && !hit; n = jit->blocks[n - 1].page_next) {
+		struct block *b = &jit->blocks[n - 1];
+
+		hit = gpa < b->gpa + b->length && gpa + size > b->gpa;
+	}
+	if (!hit)
+		return;
+	if (page)
+		page->slow_writes = 0;
+	jit_invalidate_page(cpu, gpa);
 }
 
 void jit_page_written(struct cpu *cpu, u64 gpa, unsigned size)
 {
 	struct jit *jit = cpu->jit;
 	struct page_users *users;
-	u32 own, code;
+	u32 code;
 
 	if (!jit || !(users = page_users(jit->vm, gpa)))
 		return;
-	own = 1u << jit->index;
-	__atomic_fetch_or(&users->writer, own, __ATOMIC_SEQ_CST);
+	__atomic_fetch_or(&users->writer, jit->bit, __ATOMIC_SEQ_CST);
 	code = __atomic_load_n(&users->code, __ATOMIC_SEQ_CST);
-	if (code & own) {
-		// Only blocks that hold the written bytes have to go, as long as that is rare.
-		struct code_page *page = find_page(jit, gpa, false);
-		bool hit = !page || ++page->slow_writes > 64;
-
-		for (u32 n = page ? page->first_block : 0; n && !hit; n = jit->blocks[n - 1].page_next) {
-			struct block *b = &jit->blocks[n - 1];
-
-			hit = gpa < b->gpa + b->length && gpa + size > b->gpa;
-		}
-		hit |= page && page->first_cross;
-		if (hit) {
-			if (page)
-				page->slow_writes = 0;
-			jit_invalidate_page(cpu, gpa);
-		}
-	}
-	if (code & ~own) {
-		__atomic_fetch_and(&users->code, own, __ATOMIC_SEQ_CST);
-		shake_others(cpu, gpa, code & ~own, false);
+	if (code & jit->bit)
+		own_page_written(cpu, gpa, size);
+	code = others(jit, code);
+	if (code) {
+		__atomic_fetch_and(&users->code, ~code, __ATOMIC_SEQ_CST);
+		shake_others(cpu, gpa, code, false);
 	}
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Writes of the client to pages whose code the guest has run: between two KVM_RUNs, while an I/O exit
-// waits, by another thread while the guest runs on (a device's DMA), and a page exchanged in the map.
+// waits, by another thread while the guest runs on (a device's DMA), and a page exchanged in the map. And of
+// another vCPU, in a VM with more of them than the translator has bits for.
 #include "machine.h"
 
 #include <pthread.h>
@@ -186,6 +187,89 @@ static void test_exchange(void)
 	munmap(pages, 0x2000);
 }
 
+struct runner {
+	int vcpu;
+	struct kvm_run *run;
+	pthread_t thread;
+};
+
+static void runner_set(struct runner *r, int vcpu, unsigned rip, unsigned sp)
+{
+	struct kvm_regs regs = { .rflags = 2, .rip = rip, .rsp = sp };
+	struct kvm_sregs sregs;
+
+	r->vcpu = vcpu;
+	r->run = cetkvm_mmap(NULL, 3 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, r->vcpu, 0);
+	call(r->vcpu, KVM_GET_SREGS, &sregs);
+	sregs.cs.base = sregs.cs.selector = 0;
+	call(r->vcpu, KVM_SET_SREGS, &sregs);
+	call(r->vcpu, KVM_SET_REGS, &regs);
+}
+
+static void *runner_thread(void *opaque)
+{
+	struct runner *r = opaque;
+
+	call(r->vcpu, KVM_RUN, 0);
+	return NULL;
+}
+
+// One asks for new code at [0x3000], waits for it, and calls it; the other writes it.
+static void test_vcpus(unsigned reader, unsigned writer)
+{
+	enum { ROUNDS = 200, COUNT = 40, READER = 0x5000, WRITER = 0x9000 };
+	struct machine m;
+	struct runner r, w;
+	int vcpu[COUNT];
+	const uint8_t reader_code[] = {
+		0xb2, 0x00,			// mov dl,0
+		0xb9, ROUNDS, 0x00,		// mov cx,ROUNDS
+		0xbb, 0x00, 0x70,		// mov bx,CALLEE
+		0x31, 0xf6,			// xor si,si
+		0xfe, 0xc2,			// again: inc dl
+		0xc6, 0x06, 0x00, 0x30, 0x01,	// mov byte [0x3000],1
+		0x80, 0x3e, 0x00, 0x30, 0x00,	// poll: cmp byte [0x3000],0
+		0x75, 0xf9,			// jne poll
+		0xff, 0xd3,			// call bx
+		0x38, 0xd0,			// cmp al,dl
+		0x74, 0x01,			// je right
+		0x46,				// inc si
+		0xe2, 0xe9,			// right: loop again
+		0x89, 0xf0, 0xe7, 0x80,		// mov ax,si; out 0x80,ax
+	};
+	const uint8_t writer_code[] = {
+		0x80, 0x3e, 0x00, 0x30, 0x01,	// wait: cmp byte [0x3000],1
+		0x75, 0xf9,			// jne wait
+		0xfe, 0x06, 0x01, 0x70,		// inc byte [CALLEE+1]
+		0xa0, 0x01, 0x70,		// mov al,[CALLEE+1]
+		0xc6, 0x06, 0x00, 0x30, 0x00,	// mov byte [0x3000],0
+		0x3c, ROUNDS,			// cmp al,ROUNDS
+		0x75, 0xe9,			// jne wait
+		0xe6, 0x80,			// out 0x80,al
+	};
+
+	machine_start(&m, NO_VCPU);
+	for (unsigned i = 0; i < COUNT; i++)
+		if ((vcpu[i] = call(m.vm, KVM_CREATE_VCPU, i)) < 0)
+			abort();
+	memcpy(m.memory + READER, reader_code, sizeof(reader_code));
+	memcpy(m.memory + WRITER, writer_code, sizeof(writer_code));
+	put_callee(&m, CALLEE, 0);
+	runner_set(&r, vcpu[reader], READER, 0x1000);
+	runner_set(&w, vcpu[writer], WRITER, 0x2000);
+	pthread_create(&w.thread, NULL, runner_thread, &w);
+	pthread_create(&r.thread, NULL, runner_thread, &r);
+	pthread_join(r.thread, NULL);
+	pthread_join(w.thread, NULL);
+	is(*(uint16_t *)((uint8_t *)r.run + 4096), 0, "vCPU %u runs each subroutine that vCPU %u writes, of %u vCPUs",
+	   reader, writer, COUNT);
+	munmap(r.run, 3 * 4096);
+	munmap(w.run, 3 * 4096);
+	for (unsigned i = 0; i < COUNT; i++)
+		cetkvm_close(vcpu[i]);
+	machine_end(&m);
+}
+
 int main(void)
 {
 	alarm(60);
@@ -193,5 +277,11 @@ int main(void)
 	test_dma();
 	test_silent();
 	test_exchange();
+	test_vcpus(0, 1);
+	test_vcpus(0, 32);
+	test_vcpus(32, 0);
+	test_vcpus(24, 32);
+	test_vcpus(32, 24);
+	test_vcpus(25, 32);
 	return done_testing();
 }
