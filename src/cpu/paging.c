@@ -65,26 +65,27 @@ void phys_mark_dirty(struct cpu *cpu, u64 gpa)
 	mark_dirty(cpu, page_cache(cpu, gpa, USE_DATA));
 }
 
+// Memory that the client has taken away ends the instruction, or, where there is none because an ioctl asks,
+// is not there.
+static bool memory_is_gone(struct cpu *cpu, const u8 *host)
+{
+	if (cpu->unwind)
+		guest_fault(cpu, host);
+	return false;
+}
+
 bool phys_read64(struct cpu *cpu, u64 gpa, u64 *value)
 {
 	u8 *host = page_cache(cpu, gpa, USE_WALK)->host;
 
-	if (!host)
-		return false;
-	if (!guest_load64(host + (gpa & 0xfff), value))
-		guest_fault(cpu, host);
-	return true;
+	return host && (guest_load64(host + (gpa & 0xfff), value) || memory_is_gone(cpu, host));
 }
 
 bool phys_read32(struct cpu *cpu, u64 gpa, u32 *value)
 {
 	u8 *host = page_cache(cpu, gpa, USE_WALK)->host;
 
-	if (!host)
-		return false;
-	if (!guest_load32(host + (gpa & 0xfff), value))
-		guest_fault(cpu, host);
-	return true;
+	return host && (guest_load32(host + (gpa & 0xfff), value) || memory_is_gone(cpu, host));
 }
 
 // True: memory holds `desired` now, or cannot be written at all. False: it was not `expected`.

@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: MIT
-// CET of a guest whose VMM does not know of it (see cpuid_effective.c): reset and migration.
+// Migration of a guest's CET whose VMM does not know of it (see cpuid_effective.c).
 //
-// Such a VMM resets and saves the registers it knows. Control registers, XSS and extended state are
-// among them, the CET MSRs and SSP are not:
-//
-// - Reset: when KVM_SET_SREGS takes a processor out of protected mode, they are cleared.
-// - Migration: they travel in MSRs that a VMM saves without a look at what they mean, and that mean
-//   nothing as long as no machine check was logged: IA32_MCi_ADDR and IA32_MCi_MISC of banks 2 to 6.
-//   The host reads them there, behind a word that says so, and what it writes back with that word goes
-//   to the CET registers. The guest's own view of these banks is unaffected, except that what it may
-//   have written to them itself does not travel.
+// Such a VMM saves the registers it knows. Control registers, XSS and extended state are among them, the
+// CET MSRs and SSP are not. (Its resets clear them: see is_client_reset() in sregs.c.) So they travel in
+// MSRs that a VMM saves without a look at what they mean, and that mean nothing as long as no machine check
+// was logged: IA32_MCi_ADDR and IA32_MCi_MISC of banks 2 to 6. The host reads them there, behind a word that
+// says so, and what it writes back with that word goes to the CET registers. The guest's own view of these
+// banks is unaffected, except that what it may have written to them itself does not travel.
 //
 // The VMM writes back what it has read at other times, too: nothing changes then.
 #include "cpu/msr.h"
@@ -79,12 +76,6 @@ static u64 first_word(const u64 values[CARRIED])
 	for (unsigned i = 0; i < CARRIED; i++)
 		sum = sum * 31 + (values[i] ^ values[i] >> 16 ^ values[i] >> 32 ^ values[i] >> 48);
 	return MAGIC << 16 | (u16)sum;
-}
-
-void hidden_cet_reset(struct vcpu *vcpu)
-{
-	for (unsigned i = 0; i < CARRIED; i++)
-		set(vcpu, carried[i], 0);
 }
 
 bool hidden_cet_read(struct vcpu *vcpu, u32 msr, u64 *value)

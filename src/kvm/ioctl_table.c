@@ -31,7 +31,6 @@ enum needs {
 	FULL_CHIP = 4,	// -ENXIO without in-kernel PIC and I/O APIC
 	NO_ARG = 8,	// -EINVAL unless the argument is 0
 	ANY_CHIP = 16,	// -ENXIO without in-kernel local APICs
-
 };
 
 typedef long ioctl_handler(struct call *call);
@@ -472,7 +471,6 @@ HANDLER(has_device_attr)
 // The guest's task priority is never reported to user space, and needs no help from it.
 HANDLER(accept) { return 0; }
 
-
 #define ROW(number, ...) { number, __VA_ARGS__, .name = #number }
 static const struct ioctl_row rows[] = {
 	ROW(KVM_GET_API_VERSION, FD_SYSTEM, NO_ARG, get_api_version),
@@ -663,6 +661,7 @@ static long dispatch(const struct file *file, u32 number, unsigned long value)
 		return kind == FD_VM ? -ENOTTY : -EINVAL;
 	if (!c.vcpu)
 		return copy_and_handle(row, &c);
+	signals_let_faults_come();
 	if (number == KVM_RUN)
 		signals_enter_run(c.vcpu);
 	lock_take(&c.vcpu->mutex);

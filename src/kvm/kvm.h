@@ -371,6 +371,7 @@ void io_complete(struct vcpu *vcpu);
 // Around every call of the API: signals that call cetkvm_signal() wait for the end of it.
 void signals_enter(void);
 void signals_leave(void);
+void signals_let_faults_come(void); // before the first call of a thread that may look at guest memory
 void signals_enter_run(struct vcpu *vcpu); // around KVM_RUN: they end it
 void signals_leave_run(void);
 bool signals_pending(void);
@@ -415,9 +416,7 @@ unsigned msr_index_list(u32 *list, unsigned max);
 bool cpuid_make_effective(struct cpu_cpuid_entry *entries, unsigned *count);
 // The option "cpuid-policy": FUNCTION:INDEX:REGISTER:BIT:VALUE;... -EINVAL
 int cpuid_set_policy(const char *text);
-// For such guests (hidden_cet.c): their processor leaves protected mode by KVM_SET_SREGS; the host reads
-// and writes MSRs. True: done, it was one that carries CET state.
-void hidden_cet_reset(struct vcpu *vcpu);
+// For such guests (hidden_cet.c): the host reads and writes MSRs. True: done, it was one that carries CET state.
 bool hidden_cet_read(struct vcpu *vcpu, u32 msr, u64 *value);
 bool hidden_cet_write(struct vcpu *vcpu, u32 msr, u64 value);
 int cpuid_set_supported(const char *text); // the option "supported-cpuid"; -EINVAL

@@ -55,13 +55,18 @@ void signals_leave(void)
 	set_mask(SIG_SETMASK, me.mask, NULL); // handlers run here, and may not come back
 }
 
-void signals_enter_run(struct vcpu *vcpu)
+// Translated code is told by these signals what its guest may not do, and accesses to guest memory that the
+// client has taken it away.
+void signals_let_faults_come(void)
 {
-	me.vcpu = vcpu;
-	// Translated code is told by these signals what its guest may not do.
 	if (!me.faults_come)
 		set_mask(SIG_UNBLOCK, FAULTS, NULL);
 	me.faults_come = true;
+}
+
+void signals_enter_run(struct vcpu *vcpu)
+{
+	me.vcpu = vcpu;
 }
 
 void signals_leave_run(void)

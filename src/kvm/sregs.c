@@ -118,11 +118,37 @@ static void reset_cet(struct vcpu *vcpu)
 	cpu->xss = 0;
 }
 
+// Each was found good by cpu_sregs_valid(); the order keeps every step good too. PAE paging's page-directory
+// pointers are read from memory.
+static int set_control_registers(struct vcpu *vcpu, const struct kvm_sregs *s)
+{
+	struct cpu *cpu = vcpu->cpu;
+	int result;
+
+	vcpu_enter_guest(vcpu);
+	result = cpu_set_cr4(cpu, s->cr4, BY_HOST);
+	if (!result)
+		result = cpu_set_cr0(cpu, s->cr0, BY_HOST);
+	if (!result)
+		result = cpu_set_cr3(cpu, s->cr3, BY_HOST);
+	vcpu_leave_guest(vcpu);
+	return result;
+}
+
+// Not by the guest: user space, which may have the APIC, does not hear of it.
+static void set_cr8(struct vcpu *vcpu, u64 tpr)
+{
+	if (vcpu->lapic)
+		lapic_set_cr8(vcpu->lapic, tpr);
+	else
+		vcpu->cr8 = tpr;
+}
+
 // Does everything but what the two structures do not share.
 static int common_set(struct vcpu *vcpu, const struct kvm_sregs *s)
 {
 	struct cpu *cpu = vcpu->cpu;
-	u64 old_efer = cpu->efer, old_cr0 = cpu->cr0;
+	u64 old_efer = cpu->efer;
 
 	if (!cpu_sregs_valid(cpu, s->cr0, s->cr3, s->cr4, s->efer, s->cs.l))
 		return -EINVAL;
@@ -133,16 +159,12 @@ static int common_set(struct vcpu *vcpu, const struct kvm_sregs *s)
 		return -EINVAL;
 	}
 	cpu->cr2 = s->cr2;
-	// Each was found good above; the order keeps every step good too.
-	if (cpu_set_cr4(cpu, s->cr4, BY_HOST) || cpu_set_cr0(cpu, s->cr0, BY_HOST) ||
-	    cpu_set_cr3(cpu, s->cr3, BY_HOST))
+	if (set_control_registers(vcpu, s))
 		return -EINVAL;
 	set_tables_and_segments(cpu, s);
 	if (is_client_reset(vcpu, s))
 		reset_cet(vcpu);
-	if (vcpu->hidden_cet && (old_cr0 & ~s->cr0 & CR0_PE))
-		hidden_cet_reset(vcpu);
-	cpu->ops->set_cr8(vcpu, s->cr8 & 15);
+	set_cr8(vcpu, s->cr8 & 15);
 	vcpu->exit_to_user = false;
 	// A boot processor that user space has put to its reset vector is to run.
 	if (vcpu->id == vcpu->vm->boot_cpu_id && cpu->rip == 0xfff0 && s->cs.selector == 0xf000 &&

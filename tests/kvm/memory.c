@@ -230,9 +230,45 @@ static void test_changes(void)
 	machine_end(&m);
 }
 
+// ioctls that look at guest memory themselves: page-directory pointers for KVM_SET_SREGS, page tables for
+// KVM_TRANSLATE.
+static void test_looked_at_by_ioctls(void)
+{
+	uint64_t *tables = mmap(NULL, 0x2000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct kvm_translation translation = { .linear_address = 0x345678 };
+	struct kvm_sregs sregs;
+	struct kvm_sregs2 with_pointers;
+	struct machine m;
+
+	machine_start(&m, 0);
+	machine_bytes(&m, 0xf4);
+	is(machine_run(&m), KVM_EXIT_HLT, "a guest has used its memory");
+	is(set_region(&m, 0, 0, 0, 0, NULL), 0, "which goes");
+	is(set_region(&m, 1, 0, 0x100000, 0x2000, tables), 0, "for other memory");
+	tables[0] = 0x101001;
+	tables[512] = 0x83; // 2 MiB, identical
+	tables[513] = 0x200083;
+	call(m.vcpu, KVM_GET_SREGS, &sregs);
+	sregs.cr0 = 0x80000011;
+	sregs.cr4 = 0x20;
+	sregs.cr3 = 0x100000;
+	is(call(m.vcpu, KVM_SET_SREGS, &sregs), 0, "PAE paging");
+	call(m.vcpu, KVM_GET_SREGS2, &with_pointers);
+	is(with_pointers.pdptrs[0], 0x101001, "its pointers come from memory");
+	is(call(m.vcpu, KVM_TRANSLATE, &translation), 0, "KVM_TRANSLATE");
+	is(translation.physical_address, 0x345678, "follows the tables");
+
+	munmap(tables, 0x2000);
+	is(call(m.vcpu, KVM_TRANSLATE, &translation), 0, "with the tables' host memory gone");
+	is(translation.valid, 0, "there is no translation");
+	is(call(m.vcpu, KVM_SET_SREGS, &sregs), 0, "KVM_SET_SREGS takes what cannot be read");
+	machine_end(&m);
+}
+
 int main(void)
 {
 	alarm(100);
+	test_looked_at_by_ioctls();
 	test_rules();
 	test_many();
 	test_dirty();

@@ -156,6 +156,27 @@ static void test_sregs(void)
 	machine_end(&m);
 }
 
+// A lower task priority is reported to a user space that has the APIC if the guest sets it, not if it did so
+// itself.
+static void test_task_priority(void)
+{
+	struct kvm_sregs sregs;
+	struct machine m;
+
+	machine_start(&m, 0);
+	call(m.vcpu, KVM_GET_SREGS, &sregs);
+	sregs.cr8 = 5;
+	is(call(m.vcpu, KVM_SET_SREGS, &sregs), 0, "a task priority");
+	sregs.cr8 = 3;
+	is(call(m.vcpu, KVM_SET_SREGS, &sregs), 0, "a lower one");
+	call(m.vcpu, KVM_GET_SREGS, &sregs);
+	is(sregs.cr8, 3, "is there");
+	machine_bytes(&m, 0xf4);
+	m.run->cr8 = 3;
+	is(machine_run(&m), KVM_EXIT_HLT, "and no KVM_EXIT_SET_TPR comes of it");
+	machine_end(&m);
+}
+
 static void test_msrs(void)
 {
 	struct machine m;
@@ -463,6 +484,7 @@ int main(void)
 {
 	test_cpuid();
 	test_sregs();
+	test_task_priority();
 	test_msrs();
 	test_one_reg();
 	test_extended();
