@@ -266,7 +266,11 @@ u64 jit_c_host_fault(struct cpu *cpu);
 
 // A jump site, as the look-up functions get it: where, and what of it to undo if the target is bad.
 #define SITE(page_offset, kind, pops) ((u32)(page_offset) | (u32)(kind) << 12 | (u32)(pops) << 16)
-enum site_kind { SITE_JMP, SITE_RET, SITE_CALL, SITE_CALL_NO_SS, SITE_RET16, SITE_CALL16, SITE_LENGTH_SHIFT };
+// `pops`: bytes of the stack for CALL and RET; of the count register for LOOP.
+enum site_kind {
+	SITE_NEXT, // no branch: the instruction is complete
+	SITE_JMP, SITE_RET, SITE_CALL, SITE_CALL_NO_SS, SITE_LOOP,
+};
 
 // jit_signal.c
 void jit_install_signal_handlers(void);

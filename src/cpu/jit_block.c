@@ -380,7 +380,7 @@ static void emit_block(struct translation *t, unsigned limit, ZyanStatus last)
 			}
 			t->zi.length = 0;
 			t->page_offset = d[-1].offset;
-			tr_goto_offset(t, d[-1].offset + d[-1].zi.length);
+			tr_goto_offset(t, d[-1].offset + d[-1].zi.length, SITE(0, SITE_NEXT, 0));
 			return;
 		}
 		shadowed = t->sti_shadow;
@@ -400,7 +400,7 @@ static void emit_block(struct translation *t, unsigned limit, ZyanStatus last)
 		}
 		if (shadowed) {
 			t->listed = t->index + 1;
-			tr_goto_offset(t, d->offset + d->zi.length);
+			tr_goto_offset(t, d->offset + d->zi.length, SITE(0, SITE_NEXT, 0));
 			return;
 		}
 	}

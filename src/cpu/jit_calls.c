@@ -27,12 +27,10 @@ static void locate(struct cpu *cpu, unsigned page_offset, unsigned length)
 {
 	cpu->rip = cpu->rip_base + page_offset;
 	cpu->next_rip = cpu->rip + length;
+	// IP does not wrap around in 16-bit code: the limit of CS stops it, or EIP goes on above 64 KiB.
 	if (!cpu_64bit(cpu)) {
 		cpu->rip = (u32)cpu->rip;
 		cpu->next_rip = (u32)cpu->next_rip;
-		// IP wraps around. Firmware in SMM runs 16-bit code beyond it, in a segment of 4 GiB: EIP goes on.
-		if (!(cpu->seg[SEG_CS].attributes & SEG_DB) && cpu->rip <= 0xffff)
-			cpu->next_rip = (u16)cpu->next_rip;
 	}
 }
 
@@ -96,8 +94,14 @@ static void check_target(struct cpu *cpu, u64 site, u64 rip)
 
 	if (!bad)
 		return;
+	if (kind == SITE_NEXT) {
+		cpu->rip = rip;
+		cpu_gp0(cpu);
+	}
 	locate(cpu, site & 0xfff, 0);
-	if (cpu_64bit(cpu))
+	if (kind == SITE_LOOP)
+		gpr_write(cpu, RCX, pops, cpu->gpr[RCX] + 1);
+	else if (cpu_64bit(cpu))
 		cpu->gpr[RSP] += delta;
 	else if (cpu->seg[SEG_SS].attributes & SEG_DB)
 		cpu->gpr[RSP] = (u32)(cpu->gpr[RSP] + delta);

@@ -76,25 +76,25 @@ void tr_goto(struct translation *t, u32 site, bool indirect)
 	tr_cold(t, (struct cold){ .kind = COLD_LOOKUP, .hole = hole, .record = site, .indirect = ibt });
 }
 
-// To a place given by its offset from the start of the current page.
-void tr_goto_offset(struct translation *t, s64 target)
+// To a place given by its offset from the start of the current page. What is no flat segment has a limit
+// that the target may be beyond: C looks.
+void tr_goto_offset(struct translation *t, s64 target, u32 site)
 {
-	unsigned width = t->zi.operand_width;
+	bool flat = MODE_64(t->mode) || (t->mode & MODE_FLAT_CS);
 
 	tr_save_flags(t);
-	if (t->mode & (MODE_SINGLE | MODE_SLOWMEM)) {
+	if (flat && (t->mode & (MODE_SINGLE | MODE_SLOWMEM))) {
 		tr_leave(t, target);
 		return;
 	}
-	if (target >= 0 && target < 4096 && (MODE_64(t->mode) || (t->mode & MODE_FLAT_CS))) {
+	if (flat && target >= 0 && target < 4096) {
 		u8 *hole = e_jmp_hole(E(t));
 
 		tr_cold(t, (struct cold){ .kind = COLD_CHAIN, .hole = hole, .target = target });
 		return;
 	}
-	(void)width;
 	load_rip(t, target);
-	tr_goto(t, SITE(0, SITE_JMP, 0), false);
+	tr_goto(t, site, false);
 }
 
 // The target of a relative branch as an offset from the page's start. False: EIP is cut to 16 bits,
@@ -105,30 +105,30 @@ static bool branch_target(struct translation *t, s64 *target)
 	return MODE_64(t->mode) || t->zi.operand_width != 16;
 }
 
-static void goto_branch(struct translation *t, s64 target, bool known)
+static void goto_branch(struct translation *t, s64 target, bool known, u32 site)
 {
 	if (known) {
-		tr_goto_offset(t, target);
+		tr_goto_offset(t, target, site);
 		return;
 	}
 	tr_save_flags(t);
 	load_rip(t, target);
 	e3(E(t), 0x0f, 0xb7, 0xff); // movzx edi, di
-	tr_goto(t, SITE(0, SITE_JMP, 0), false);
+	tr_goto(t, site, false);
 }
 
-static void end_goto(struct translation *t, s64 target, bool known)
+static void end_goto(struct translation *t, s64 target, bool known, u32 site)
 {
-	goto_branch(t, target, known);
+	goto_branch(t, target, known, site);
 	t->done = true;
 }
 
 // Conditional jump in the host's terms: `hole` is taken when the guest's jump is.
-static void taken(struct translation *t, u8 *hole, s64 target, bool known)
+static void taken(struct translation *t, u8 *hole, s64 target, bool known, u32 site)
 {
 	if (known) {
 		tr_cold(t, (struct cold){ .kind = COLD_JCC, .hole = hole, .target = target,
-					  .save_flags = t->flags == FLAGS_HOST });
+					  .record = site | t->page_offset, .save_flags = t->flags == FLAGS_HOST });
 		return;
 	}
 	// Rare: 16-bit operand size. The taken path comes inline behind a jump round it.
@@ -136,7 +136,7 @@ static void taken(struct translation *t, u8 *hole, s64 target, bool known)
 	enum flags_state flags = t->flags;
 
 	e_fill_hole(hole, E(t)->p);
-	goto_branch(t, target, false);
+	goto_branch(t, target, false, site);
 	e_fill_hole(around, E(t)->p);
 	t->flags = flags;
 }
@@ -151,13 +151,13 @@ static void jcc(struct translation *t)
 	// A loop's branch is usually taken: save the flags before it, so that it can be chained.
 	if (target <= t->page_offset)
 		tr_save_flags(t);
-	taken(t, e_jcc_hole(E(t), cc), target, known);
+	taken(t, e_jcc_hole(E(t), cc), target, known, SITE(0, SITE_JMP, 0));
 }
 
 void tr_repeat(struct translation *t)
 {
 	tr_restore_flags(t);
-	taken(t, e_jcc_hole(E(t), (t->zi.opcode & 15) ^ 1), next_offset(t), true);
+	taken(t, e_jcc_hole(E(t), (t->zi.opcode & 15) ^ 1), next_offset(t), true, SITE(0, SITE_JMP, 0));
 }
 
 static void loop(struct translation *t)
@@ -206,7 +206,7 @@ static void loop(struct translation *t)
 		hole = e_jmp_hole(e);
 		e_fill_hole(to_join, e->p);
 	}
-	taken(t, hole, target, known);
+	taken(t, hole, target, known, counts ? SITE(0, SITE_LOOP, width / 8) : SITE(0, SITE_JMP, 0));
 }
 
 // ---- stack ----
@@ -451,7 +451,7 @@ static void call_relative(struct translation *t)
 	bool shadow = (t->mode & MODE_SHSTK) && t->op[0].imm.value.s != 0;
 
 	call_pushes(t, shadow);
-	end_goto(t, target, known);
+	end_goto(t, target, known, call_site(t, shadow));
 }
 
 // Target of an indirect branch -> temp[1].
@@ -674,7 +674,7 @@ bool tr_generate(struct translation *t)
 		if (t->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
 			bool known = branch_target(t, &target);
 
-			end_goto(t, target, known);
+			end_goto(t, target, known, SITE(0, SITE_JMP, 0));
 		} else {
 			branch_indirect(t, false);
 		}

@@ -166,6 +166,13 @@ struct block *jit_get_block(struct cpu *cpu, u32 mode)
 		cpu_fpu_unload(cpu);
 		b = jit_translate(cpu, page, gpa, mode);
 	}
+	// The limit of CS is no part of a block's key, and no jump leads to such a block but by here: where it
+	// would go too far, one instruction at a time.
+	if (!MODE_64(mode) && !(mode & MODE_FLAT_CS) && cpu->rip + b->length - 1 > cpu->seg[SEG_CS].limit) {
+		if (mode & MODE_SINGLE)
+			cpu_gp0(cpu);
+		return jit_get_block(cpu, mode | MODE_SINGLE);
+	}
 	return b;
 }
 

@@ -426,7 +426,8 @@ static void emit_cold(struct translation *t, struct cold *c)
 			tr_save_flags(t);
 		}
 		t->flags = FLAGS_BOTH;
-		tr_goto_offset(t, c->target);
+		t->page_offset = c->record & 0xfff;
+		tr_goto_offset(t, c->target, c->record);
 		break;
 	case COLD_CHAIN:
 		e_mov_imm32(e, H_RDI, (u32)(c->hole - t->jit->rw));

@@ -107,8 +107,9 @@ void tr_copy(struct translation *t);
 bool tr_generate(struct translation *t); // false: not one of these forms, try the row's handler
 void tr_call(struct translation *t, insn_handler *handler, unsigned flags); // C
 void tr_raise(struct translation *t, enum vector vector);
+// `site`: what of it to undo if the target is bad; the place in it is the current instruction.
 void tr_goto(struct translation *t, u32 site, bool indirect); // T0 = target RIP
-void tr_goto_offset(struct translation *t, s64 page_offset);
+void tr_goto_offset(struct translation *t, s64 page_offset, u32 site);
 void tr_repeat(struct translation *t); // a conditional jump to the block's start: taken inline
 void tr_leave(struct translation *t, s64 page_offset); // to the run loop, RIP = there
 // jit_decode.c
