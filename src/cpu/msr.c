@@ -444,6 +444,9 @@ static const struct msr_row rows[] = {
 	{ MSR_FS_BASE, 2, 0, F(LM), 0, 0, valid_canonical, read_fs_base, write_fs_base },
 	{ MSR_KERNEL_GS_BASE, 1, LISTED, F(LM), FIELD(kernel_gs_base), 0, valid_canonical, 0, 0 },
 	{ MSR_TSC_AUX, 1, LISTED, F2(RDTSCP, RDPID), FIELD(tsc_aux), HIGH32, 0, 0, 0 },
+	// PerfEvtSel0-3 and PerfCtr0-3 are there on every AMD64 processor, without a bit of CPUID: they
+	// count nothing. PERFCTR_CORE's and the architectural ones are not offered.
+	ZERO(0xc0010000, 8),
 	ZERO(0xc0010010, 1), // SYSCFG
 	{ 0xc0010015, 1, LISTED, { 0 }, SLOT(HWCR), ~(HWCR_STORED | HWCR_IGNORED), 0, 0, write_hwcr },
 	ZERO(0xc001001f, 2), // NB_CFG, PATCH_LOADER

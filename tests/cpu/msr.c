@@ -118,6 +118,11 @@ static void read_only(void)
 	is(cpu_wrmsr(cpu, MSR_UCODE_REV, 0, BY_GUEST), 0, "Linux clears the microcode revision");
 	cpu_rdmsr(cpu, MSR_UCODE_REV, &got, BY_GUEST);
 	is(got, 1ull << 32, "and reads it");
+	for (u32 msr = 0xc0010000; msr < 0xc0010008; msr++) {
+		is(cpu_wrmsr(cpu, msr, 0x430076, BY_GUEST), 0, "AMD's performance MSR %#x is there", msr);
+		is(cpu_rdmsr(cpu, msr, &got, BY_GUEST), 0, "and can be read");
+		is(got, 0, "though nothing counts");
+	}
 	is(cpu_rdmsr(cpu, MSR_PRED_CMD, &got, BY_GUEST), BAD, "PRED_CMD is write-only");
 	is(cpu_wrmsr(cpu, MSR_PRED_CMD, 1, BY_GUEST), 0, "PRED_CMD");
 	is(cpu_wrmsr(cpu, MSR_FEATURE_CONTROL, 1, BY_GUEST), 0, "FEATURE_CONTROL may be locked");
