@@ -205,11 +205,7 @@ static void write_lvt(struct lapic *lapic, const struct lvt *lvt, uint32_t value
 		value |= LVT_MASKED;
 	lapic_put(lapic, lvt->offset, value);
 	if (lvt->offset == APIC_LVT_TIMER && ((old ^ value) & LVT_TIMER_MODE)) {
-		// Another mode disarms the timer.
-		lapic->tsc_deadline = 0;
-		if ((old ^ value) & LVT_TIMER_TSC_DEADLINE)
-			lapic_put(lapic, APIC_TMICT, 0);
-		lapic_timer_restart(lapic);
+		lapic_timer_new_mode(lapic, old);
 	}
 	if (lvt->offset == APIC_LVT_LINT0)
 		look_again(lapic); // the 8259 may be heard now

@@ -61,7 +61,9 @@ static inline uint32_t lapic_x2apic_ldr(uint32_t id)
 // A fixed interrupt arrives. Returns false if it was pending already or the APIC is disabled.
 bool lapic_accept(struct lapic *lapic, uint8_t vector, bool level);
 // Timer (lapic_timer.c)
-void lapic_timer_restart(struct lapic *lapic);	       // initial count, divisor or mode was written
+void lapic_timer_restart(struct lapic *lapic);	       // initial count or divisor was written
+// The LVT entry has another mode than `old`.
+void lapic_timer_new_mode(struct lapic *lapic, uint32_t old);
 uint32_t lapic_timer_count(struct lapic *lapic);
 // The count goes on from here (restored state); after lapic_timer_restart().
 void lapic_timer_set_count(struct lapic *lapic, uint32_t count);

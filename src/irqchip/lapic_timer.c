@@ -27,6 +27,14 @@ static void arm(struct lapic *lapic, uint64_t deadline)
 	lapic->chip->ops->lapic_timer(lapic->vcpu, deadline);
 }
 
+static uint64_t period(const struct lapic *lapic)
+{
+	uint64_t ns = lapic_get(lapic, APIC_TMICT) * tick_ns(lapic); // fits: see irq_set_bus_cycle()
+
+	// A guest cannot make the host do nothing but deliver its ticks.
+	return ns < 10000 ? 10000 : ns;
+}
+
 void lapic_timer_restart(struct lapic *lapic)
 {
 	uint64_t ticks = lapic_get(lapic, APIC_TMICT), now;
@@ -41,12 +49,30 @@ void lapic_timer_restart(struct lapic *lapic)
 			arm(lapic, 0);
 		return;
 	}
-	ticks *= tick_ns(lapic); // fits: see irq_set_bus_cycle()
+	ticks *= tick_ns(lapic);
 	if (mode(lapic) == LVT_TIMER_PERIODIC)
-		// A guest cannot make the host do nothing but deliver its ticks.
-		lapic->period = ticks < 10000 ? 10000 : ticks;
+		lapic->period = period(lapic);
 	now = lapic->chip->ops->now(lapic->chip->vm);
 	arm(lapic, now + ticks < now ? ~0ull : now + ticks);
+}
+
+void lapic_timer_new_mode(struct lapic *lapic, uint32_t old)
+{
+	uint32_t new = lapic_get(lapic, APIC_LVT_TIMER);
+
+	if (((old ^ new) & LVT_TIMER_TSC_DEADLINE) || mode(lapic) >= LVT_TIMER_TSC_DEADLINE) {
+		// To and from TSC-deadline mode: disarmed.
+		lapic->tsc_deadline = 0;
+		lapic_put(lapic, APIC_TMICT, 0);
+		lapic_timer_restart(lapic);
+		return;
+	}
+	// Between one-shot and periodic the count goes on. The mode says what comes when it reaches 0: a
+	// count that has (in the old mode) stays there.
+	lapic_put(lapic, APIC_LVT_TIMER, old);
+	lapic_timer_poll(lapic, lapic->chip->ops->now(lapic->chip->vm));
+	lapic_put(lapic, APIC_LVT_TIMER, new);
+	lapic->period = mode(lapic) == LVT_TIMER_PERIODIC ? period(lapic) : 0;
 }
 
 uint32_t lapic_timer_count(struct lapic *lapic)

@@ -244,6 +244,31 @@ static void test_timer(void)
 	reg_write(0, APIC_LVT_TIMER, 0x31);
 	lapic_set_tsc_deadline(cpus[0], ~0ull);
 	is(lapic_tsc_deadline(cpus[0]), 0, "no deadline in other modes");
+	// Between one-shot and periodic the count goes on.
+	reg_write(0, APIC_TDCR, 0xb);
+	start = the_time;
+	reg_write(0, APIC_TMICT, 50000);
+	the_time = start + 30000;
+	reg_write(0, APIC_LVT_TIMER, 0x20031);
+	is(reg_read(0, APIC_TMCCT), 20000, "one-shot becomes periodic: the count goes on");
+	the_time = start + 50000;
+	is(lapic_timer_poll(cpus[0], the_time), start + 100000, "and then begins anew");
+	the_time = start + 90000;
+	reg_write(0, APIC_LVT_TIMER, 0x31);
+	is(reg_read(0, APIC_TMCCT), 10000, "periodic becomes one-shot: the count goes on");
+	the_time = start + 100000;
+	is(lapic_timer_poll(cpus[0], the_time), 0, "to its end");
+	reg_write(0, APIC_LVT_TIMER, 0x20031);
+	is(reg_read(0, APIC_TMCCT), 0, "a count that has ended stays there");
+	is(seen.timer[0], 0, "whatever mode comes");
+	reg_write(0, APIC_LVT_TIMER, 0x31);
+	reg_write(0, APIC_TMICT, 50000);
+	start = the_time;
+	the_time = start + 60000; // nobody has looked yet
+	reg_write(0, APIC_LVT_TIMER, 0x20031);
+	is(reg_read(0, APIC_TMCCT), 0, "nor does one begin anew that ended in the old mode");
+	reg_write(0, APIC_LVT_TIMER, 0x31);
+
 	reg_write(1, APIC_LVT_TIMER, 0x10031);
 	reg_write(1, APIC_TMICT, 10);
 	the_time += 1000;
