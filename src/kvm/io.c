@@ -101,23 +101,35 @@ enum cpu_ops_result ops_pio(void *opaque, u16 port, void *data, unsigned size, u
 }
 
 // ---- memory ----
-static bool kernel_memory(struct vcpu *vcpu, u64 gpa, void *data, unsigned length, bool write)
+// Returns false where the local APIC leaves its page to others.
+static bool apic_page(struct vcpu *vcpu, unsigned offset, void *data, unsigned length, bool write)
 {
 	struct lapic *lapic = vcpu->lapic;
+
+	if (!lapic_enabled(lapic) || lapic_x2apic(lapic)) {
+		// A hole. User space would take a write for a message-signaled interrupt.
+		if (vcpu->vm->disabled_quirks & KVM_X86_QUIRK_LAPIC_MMIO_HOLE)
+			return false;
+		if (!write)
+			memset(data, 0xff, length);
+	} else if (offset >= APIC_REGS_SIZE) {
+		if (!write)
+			memset(data, 0, length);
+	} else if (write) {
+		lapic_write(lapic, offset, length, data);
+	} else {
+		lapic_read(lapic, offset, length, data);
+	}
+	return true;
+}
+
+static bool kernel_memory(struct vcpu *vcpu, u64 gpa, void *data, unsigned length, bool write)
+{
 	struct irqchip *chip = __atomic_load_n(&vcpu->vm->chip, __ATOMIC_ACQUIRE);
 
-	if (lapic && lapic_enabled(lapic) && !lapic_x2apic(lapic) &&
-	    gpa - (lapic->base & ~0xfffull) < PAGE_SIZE) {
-		unsigned offset = gpa & 0xfff;
-
-		if (offset >= APIC_REGS_SIZE && !write)
-			memset(data, 0, length);
-		else if (offset < APIC_REGS_SIZE && write)
-			lapic_write(lapic, offset, length, data);
-		else if (offset < APIC_REGS_SIZE)
-			lapic_read(lapic, offset, length, data);
+	if (vcpu->lapic && gpa - (vcpu->lapic->base & ~0xfffull) < PAGE_SIZE &&
+	    apic_page(vcpu, gpa & 0xfff, data, length, write))
 		return true;
-	}
 	if (chip && chip->pic_and_ioapic && gpa - chip->ioapic.base < IOAPIC_SIZE) {
 		if (write)
 			ioapic_write(chip, gpa - chip->ioapic.base, length, data);

@@ -12,6 +12,41 @@ static int enable(int fd, uint32_t number, uint64_t argument)
 #define MWAIT_UD KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
 #define MWAIT_MSR KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
 
+// The local APIC's page where the APIC does not answer there: MMIO that leads nowhere, or user space's.
+static void apic_page(void)
+{
+	// A 32-bit linear address in real mode: the segment has 4 GiB.
+	static const uint8_t load_store[] = {
+		0x67, 0x66, 0xa1, 0x30, 0x00, 0xe0, 0xfe,		     // mov eax, [0xfee00030]
+		0x66, 0xe7, 0x80,					     // out 0x80, eax
+		0x67, 0x66, 0xc7, 0x05, 0x00, 0x00, 0xe0, 0xfe, 0xff, 0, 0, 0, // mov dword [0xfee00000], 0xff
+		0xe6, 0x81, 0xf4 };
+	static const char *const modes[] = { "disabled", "in x2APIC mode" };
+	struct kvm_sregs sregs;
+
+	for (unsigned mode = 0; mode < 2; mode++) {
+		struct machine m;
+
+		machine_start(&m, IRQCHIP);
+		call(m.vcpu, KVM_SET_CPUID2, supported_cpuid(m.kvm));
+		call(m.vcpu, KVM_GET_SREGS, &sregs);
+		sregs.apic_base = 0xfee00100 | (mode ? 0xc00 : 0);
+		sregs.ds.limit = 0xffffffff;
+		sregs.ds.g = 1;
+		is(call(m.vcpu, KVM_SET_SREGS, &sregs), 0, "the APIC is %s", modes[mode]);
+		machine_code(&m, load_store, sizeof(load_store));
+		is(machine_run(&m), KVM_EXIT_IO, "a load from its page");
+		is(*(uint32_t *)((char *)m.run + m.run->io.data_offset), 0xffffffff, "reads ones");
+		is(machine_run(&m), KVM_EXIT_IO, "a store there");
+		is(m.run->io.port, 0x81, "does nothing");
+		is(enable(m.vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_LAPIC_MMIO_HOLE), 0, "the quirk off");
+		machine_code(&m, load_store, sizeof(load_store));
+		is(machine_run(&m), KVM_EXIT_MMIO, "the load is user space's");
+		is(m.run->mmio.phys_addr, 0xfee00030, "its address");
+		machine_end(&m);
+	}
+}
+
 int main(void)
 {
 	struct machine m;
@@ -62,5 +97,6 @@ int main(void)
 	is(m.run->io.port, 0x80, "brings them");
 	free(cpuid);
 	machine_end(&m);
+	apic_page();
 	return done_testing();
 }
