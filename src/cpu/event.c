@@ -111,6 +111,18 @@ static enum event_source source_of(const struct pending_event *event)
 	return EVENT_SOFT;
 }
 
+void event_unmask_nmi(struct cpu *cpu)
+{
+	u32 two = 2;
+
+	// However many NMIs came while they were masked, the processor has latched one.
+	if (cpu->nmi_masked)
+		__atomic_compare_exchange_n(&cpu->nmi_pending, &two, 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	cpu->nmi_masked = false;
+	if (cpu->nmi_pending)
+		cpu_request(cpu, REQ_NMI);
+}
+
 bool event_deliver_pending(struct cpu *cpu)
 {
 	struct pending_event *event = &cpu->event;

@@ -38,13 +38,6 @@ static u64 flags_mask(const struct cpu *cpu, unsigned size)
 	return mask;
 }
 
-static void unmask_nmi(struct cpu *cpu)
-{
-	cpu->nmi_masked = false;
-	if (cpu->nmi_pending)
-		cpu_request(cpu, REQ_NMI);
-}
-
 // Real mode and virtual-8086 mode: no privilege checks beyond IOPL.
 static void iret_real(struct cpu *cpu, unsigned size)
 {
@@ -134,7 +127,7 @@ void iret(struct cpu *cpu, const struct insn *insn)
 	u16 selector;
 	bool wide;
 
-	unmask_nmi(cpu);
+	event_unmask_nmi(cpu);
 	if (!cpu_protected(cpu) || cpu_v86(cpu)) {
 		iret_real(cpu, size);
 		return;

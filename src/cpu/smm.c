@@ -389,7 +389,7 @@ void rsm_handler(struct cpu *cpu, const struct insn *insn)
 	if (!phys_read(cpu, cpu->smbase + SAVE_AREA, &save, SAVE_SIZE))
 		cpu_abort(cpu, CPU_EXIT_SHUTDOWN);
 	if (!cpu->smm_inside_nmi)
-		cpu->nmi_masked = false;
+		event_unmask_nmi(cpu);
 	cpu->smm_inside_nmi = false;
 	change_mode(cpu, false);
 	back_to_real_mode(cpu);

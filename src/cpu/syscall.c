@@ -8,8 +8,11 @@
 // SDM: SYSCALL, SYSRET, SYSENTER, SYSEXIT, "Fast System Calls in 64-Bit Mode". AMD64 APM Vol. 2:
 // "SYSCALL and SYSRET".
 #include "cpu/cet.h"
+#include "cpu/debug.h"
 #include "cpu/far.h"
 #include "cpu/segment.h"
+
+#include <linux/kvm.h>
 
 #define SEGMENT_CODE (SEG_P | SEG_S | SEG_CODE | SEG_RW | SEG_ACCESSED | SEG_G)
 #define SEGMENT_DATA (SEG_P | SEG_S | SEG_RW | SEG_ACCESSED | SEG_G | SEG_DB)
@@ -80,10 +83,15 @@ void syscall_sysret(struct cpu *cpu, const struct insn *insn)
 		cpu_gp0(cpu);
 	if (wide && !amd && !cpu_canonical(cpu, cpu->gpr[RCX]))
 		cpu_gp0(cpu);
-	if (cpu_long_mode(cpu))
+	if (cpu_long_mode(cpu)) {
 		cpu_set_rflags(cpu, cpu->gpr[R11] & flags);
-	else
+		// TF is looked at behind SYSRET: the trap of a stepped SYSCALL comes here.
+		cpu->step_canceled = !(cpu->guest_debug & KVM_GUESTDBG_SINGLESTEP);
+		if (cpu->rflags & FLAG_TF)
+			cpu->watch_bits |= DR6_BS;
+	} else {
 		cpu->rflags |= FLAG_IF;
+	}
 	load_code_and_stack(cpu, selector + (wide ? 16 : 0), selector + 8, wide, 3);
 	if (amd) {
 		ss.selector = cpu->seg[SEG_SS].selector;

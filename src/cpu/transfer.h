@@ -18,6 +18,9 @@ void event_deliver(struct cpu *cpu, u8 vector, enum event_source source, bool ha
 // Returns false for a triple fault.
 bool event_deliver_pending(struct cpu *cpu);
 
+// IRET and RSM: NMIs come in again, the one that is latched at once.
+void event_unmask_nmi(struct cpu *cpu);
+
 // Loads a segment register from a selector with all checks of MOV Sreg/POP Sreg (not CS).
 void segment_load(struct cpu *cpu, enum seg seg, u16 selector);
 

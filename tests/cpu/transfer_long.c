@@ -81,6 +81,19 @@ static void event_same_level(void)
 	ok(!cpu->nmi_masked, "IRET unmasks them");
 	is(cpu->gpr[RSP], KERNEL_STACK - 0x108, "IRETQ to the same level pops RSP");
 
+	// However many came while they were masked, one is latched.
+	cpu->nmi_masked = true;
+	cpu->nmi_pending = 2;
+	cpu->gpr[RSP] = IST_STACK - 40;
+	TRY(execute(INSN(IRETQ, 8)));
+	is(cpu->nmi_pending, 1, "IRET lets one NMI in that came meanwhile");
+	ok(cpu->request & REQ_NMI, "at once");
+
+	machine_long(0);
+	cpu->idtr.base = 1ull << 47; // LIDT takes what five levels of paging could reach
+	TRY(event_deliver(cpu, VECTOR_GP, EVENT_EXCEPTION, true, 0));
+	raises(VECTOR_GP, 0, "an IDT where four levels do not reach");
+
 	machine_long(3);
 	set_gate64(0x80, CONFORMING64, HANDLER, TYPE_INTERRUPT_GATE32, 3, 0);
 	TRY(event_deliver(cpu, 0x80, EVENT_SOFT, false, 0));

@@ -16,7 +16,9 @@ CODE(step_syscall, "pushfq; orl $0x100, (%rsp); popfq\n syscall");
 CODE(step_fault, "pushfq; orl $0x100, (%rsp); popfq\n step_fault_at: mov (%rdi), %rax");
 CODE(step_io, "pushfq; orl $0x100, (%rsp); popfq\n in $0x80, %al\n step_io_after: nop");
 CODE(step_call, "pushfq; orl $0x100, (%rsp); popfq\n call 1f; nop\n 1: nop\n.globl step_call_to\n step_call_to = 1b");
+CODE(step_sysret, "pushfq; orl $0x100, (%rsp); popfq\n syscall\n step_sysret_after: nop; nop");
 CODE(syscall_entry, "nop");
+CODE(sysret_entry, "sysretq");
 CODE(write_variable, "mov %rax, (%rdi)\n write_variable_after: nop");
 CODE(read_variable, "mov (%rdi), %rax\n read_variable_after: nop");
 CODE(breakpoint, "nop; nop\n breakpoint_at: mov $7, %ebx; nop");
@@ -47,6 +49,7 @@ LABEL(step_mov_ss_after);
 LABEL(step_fault_at);
 LABEL(step_io_after);
 LABEL(step_call_to);
+LABEL(step_sysret_after);
 LABEL(write_variable_after);
 LABEL(read_variable_after);
 LABEL(breakpoint_at);
@@ -116,6 +119,15 @@ static void test_single_step(void)
 	wrmsr(MSR_FMASK, FL_TF);
 	run(&r);
 	CHECK_DONE("TF and SYSCALL with TF in FMASK: no #DB");
+	r = run_user(step_sysret);
+	wrmsr(MSR_LSTAR, ADDR(sysret_entry));
+	set_dr6(0xffff0ff0);
+	run(&r);
+	if (CHECK_VECTOR(DB, "SYSRET to flags with TF: #DB")) {
+		CHECK_EQ(outcome.rip, ADDR(step_sysret_after), "behind SYSRET: the stepped SYSCALL's trap");
+		CHECK_EQ(outcome.cs & 3, 3, "in ring 3");
+		CHECK_EQ(outcome.dr6 & BS, BS, "DR6.BS");
+	}
 }
 
 static void test_breakpoints(void)
