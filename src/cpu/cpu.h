@@ -431,6 +431,11 @@ static inline bool cpu_canonical(const struct cpu *cpu, u64 address)
 	return (u64)((s64)(address << shift) >> shift) == address;
 }
 
+// The same for what goes into a register: MSRs, bases of segments and descriptor tables, and what
+// INVPCID names take the width that the processor can have, whatever CR4.LA57 is; using such an
+// address checks it again. (CR4.LA57 cannot be changed in 64-bit mode: bases are loaded before.)
+bool cpu_canonical_base(const struct cpu *cpu, u64 address);
+
 // ---- leaving the current instruction (none of these returns) ----
 // Raise an exception at the current instruction (RIP = cpu->rip; nothing committed).
 void cpu_raise(struct cpu *cpu, enum vector vector) __attribute__((noreturn));

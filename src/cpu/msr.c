@@ -102,12 +102,22 @@ _Static_assert(SLOT_COUNT <= sizeof(((struct cpu *)0)->msr_values) / sizeof(u64)
 
 // ---- values ----
 
+static bool canonical57(u64 value)
+{
+	return (u64)((s64)(value << 7) >> 7) == value;
+}
+
+bool cpu_canonical_base(const struct cpu *cpu, u64 address)
+{
+	return cpu_canonical(cpu, address) || (guest_has(cpu, FEATURE_LA57) && canonical57(address));
+}
+
 // The host may restore an address before CR4.LA57: any that a guest here can have.
 static bool canonical(const struct cpu *cpu, u64 value, enum who who)
 {
 	if (who == BY_HOST && cpuid_offers(FEATURE_LA57))
-		return (u64)((s64)(value << 7) >> 7) == value;
-	return cpu_canonical(cpu, value);
+		return canonical57(value);
+	return cpu_canonical_base(cpu, value);
 }
 
 static bool valid_canonical(const struct cpu *cpu, u32 index, u64 value, enum who who)
@@ -130,7 +140,7 @@ bool msr_cet_valid(const struct cpu *cpu, u64 value, enum who who)
 	if (who == BY_HOST)
 		// The host's rule has no canonical test, and wants bits 13:12 to be 0.
 		return (value >> 12) % 4 == 0;
-	return cpu_canonical(cpu, value & ~0xfffull);
+	return cpu_canonical_base(cpu, value & ~0xfffull);
 }
 
 static bool valid_cet(const struct cpu *cpu, u32 index, u64 value, enum who who)

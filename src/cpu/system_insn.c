@@ -194,7 +194,7 @@ static void invpcid(struct cpu *cpu, const struct insn *insn)
 	// The TLB holds nothing of other address spaces.
 	switch (type) {
 	case INVPCID_ADDRESS:
-		if (!cpu_canonical(cpu, descriptor[1]))
+		if (!cpu_canonical_base(cpu, descriptor[1]))
 			cpu_gp0(cpu);
 		if (descriptor[0] == pcid)
 			tlb_flush_page(cpu, descriptor[1]);
@@ -339,7 +339,7 @@ static void wrfsbase(struct cpu *cpu, const struct insn *insn)
 	u64 base = gpr_read(cpu, insn->op[0].reg, insn->op[0].size);
 
 	need_fsgsbase(cpu);
-	if (!cpu_canonical(cpu, base))
+	if (!cpu_canonical_base(cpu, base))
 		cpu_gp0(cpu);
 	cpu->seg[seg].base = base;
 }

@@ -34,7 +34,7 @@ void tables_lgdt(struct cpu *cpu, const struct insn *insn)
 	__builtin_memcpy(&base, bytes + 2, base_size);
 	if (!cpu_64bit(cpu) && insn->operand_size == 2)
 		base &= 0xffffff;
-	if (!cpu_canonical(cpu, base) && cpu_64bit(cpu))
+	if (cpu_64bit(cpu) && !cpu_canonical_base(cpu, base))
 		cpu_gp0(cpu);
 	table->base = base;
 	table->limit = limit;
@@ -70,7 +70,7 @@ static u64 system_descriptor(struct cpu *cpu, u16 selector, unsigned types, stru
 		cpu_raise_error(cpu, VECTOR_NP, error);
 	segment_from_descriptor(segment, selector, raw[0]);
 	segment->base |= raw[1] << 32;
-	if (cpu_long_mode(cpu) && ((raw[1] >> 40 & 0x1f) || !cpu_canonical(cpu, segment->base)))
+	if (cpu_long_mode(cpu) && ((raw[1] >> 40 & 0x1f) || !cpu_canonical_base(cpu, segment->base)))
 		cpu_raise_error(cpu, VECTOR_GP, error);
 	return raw[0];
 }

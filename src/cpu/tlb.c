@@ -169,6 +169,9 @@ struct tlb_entry *tlb_fill(struct cpu *cpu, u64 linear, unsigned access, u64 *gp
 	tag_write = none = TLB_NONE(number_of(cpu, entry));
 	if (ac && fill_ac(cpu, entry, page, access))
 		return entry;
+	// Segmentation has checked what it makes; bases of descriptor tables may be wider (cpu_canonical_base()).
+	if (cpu_long_mode(cpu) && !cpu_canonical(cpu, linear))
+		cpu_gp0(cpu);
 	if (!paging_walk(cpu, linear, access, &walk))
 		cpu_raise_pf(cpu, linear, walk.error);
 	*gpa = walk.gpa;

@@ -379,7 +379,7 @@ static void supervisor(void)
 	EXECUTE(XRSTORS64);
 	raises(VECTOR_GP, "XRSTORS of a misaligned IA32_PL0_SSP");
 	is(cpu->pl_ssp[3], 0x7ffff000, "CET_U, which was fine, is not loaded either");
-	*qword(AREA + 848) = 1ull << 47;
+	*qword(AREA + 848) = 1ull << 56;
 	EXECUTE(XRSTORS64);
 	raises(VECTOR_GP, "of a non-canonical one");
 	*qword(AREA + 848) = 0;

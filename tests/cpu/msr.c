@@ -6,7 +6,8 @@
 #include "cpu/transfer.h"
 
 #define BAD ((u64)-EINVAL)
-#define NONCANONICAL 0x0000800000000000ull
+#define ONLY57 0x0000800000000000ull // canonical only where linear addresses have 57 bits
+#define NONCANONICAL 0x0100000000000000ull
 #define HIGH 0xffff800000000000ull
 
 static const struct row {
@@ -66,6 +67,27 @@ static void values(void)
 			cpu_rdmsr(cpu, r->msr, &got, BY_GUEST);
 			is(got, r->good[3], "%s is as before", r->name);
 		}
+	}
+}
+
+// The width the processor can have counts, not the one CR4.LA57 selects.
+static void widths(void)
+{
+	static const u32 msrs[] = { MSR_U_CET, MSR_S_CET, MSR_PL0_SSP, MSR_PL3_SSP, MSR_INT_SSP_TAB, MSR_SYSENTER_ESP,
+				    MSR_SYSENTER_EIP, MSR_LSTAR, MSR_CSTAR, MSR_FS_BASE, MSR_GS_BASE,
+				    MSR_KERNEL_GS_BASE };
+	u64 got;
+
+	for (unsigned i = 0; i < sizeof(msrs) / sizeof(msrs[0]); i++) {
+		fixture_reset();
+		fixture_long_mode(0x1000, 0);
+		is(cpu->linear_bits, 48, "four levels of paging");
+		is(cpu_wrmsr(cpu, msrs[i], ONLY57, BY_GUEST), 0, "MSR %#x takes 57 bits", msrs[i]);
+		cpu_rdmsr(cpu, msrs[i], &got, BY_GUEST);
+		is(got, ONLY57, "and gives them back");
+		fixture_without(FEATURE_LA57);
+		is(cpu_wrmsr(cpu, msrs[i], ONLY57, BY_GUEST), BAD, "without the feature it does not");
+		is(cpu_wrmsr(cpu, msrs[i], HIGH, BY_GUEST), 0, "48 it does");
 	}
 }
 
@@ -209,6 +231,7 @@ static void lists(void)
 int main(void)
 {
 	values();
+	widths();
 	cet_features();
 	read_only();
 	surroundings();

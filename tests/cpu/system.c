@@ -185,8 +185,9 @@ static void invalidate(void)
 	cpu_set_cr3(cpu, PML4 | 7, BY_GUEST);
 	is(invpcid(4, 0, 0), VECTOR_GP, "INVPCID type 4");
 	is(invpcid(0, 1 << 12, 0), VECTOR_GP, "reserved bit in its descriptor");
-	is(invpcid(0, 7, 1ull << 47), VECTOR_GP, "an address that is not canonical");
-	is(invpcid(1, 7, 1ull << 47), (u64)NONE, "which does not matter to other types");
+	is(invpcid(0, 7, 1ull << 56), VECTOR_GP, "an address that is not canonical");
+	is(invpcid(1, 7, 1ull << 56), (u64)NONE, "which does not matter to other types");
+	is(invpcid(0, 7, 1ull << 47), (u64)NONE, "57 bits are, with four levels of paging too");
 	touch();
 	is(invpcid(0, 7, BASE + 5 * 4096), (u64)NONE, "INVPCID, one address");
 	ok(!cached(5) && cached(6), "drops it");
@@ -231,6 +232,9 @@ static void descriptor_tables(void)
 	ok(!memcmp(ram + DATA + 0x100, ram + DATA, 10), "SIDT gives them back");
 	ram[DATA + 8] = 0x7f;
 	cpu->gpr[RBX] = BASE;
+	is(RUN(LIDT, OP(MEM(10)), NOTHING), (u64)NONE, "a base of 57 bits");
+	is(cpu->idtr.base, 0xff7f800000000000, "which four levels of paging do not reach");
+	ram[DATA + 9] = 1;
 	is(RUN(LIDT, OP(MEM(10)), NOTHING), VECTOR_GP, "a base that is not canonical");
 
 	gdt[2] = 0x0000890012340067; // available 64-bit TSS, base 0xffff800000001234
@@ -247,7 +251,7 @@ static void descriptor_tables(void)
 	gdt[2] = 0x0000890012340067;
 	gdt[3] = 0x00007f00ffff8000;
 	is(RUN(LTR, OP(REG(RAX, 2)), NOTHING), VECTOR_GP, "a type in the second half of its descriptor");
-	gdt[3] = 0x8000;
+	gdt[3] = 0x1000000;
 	is(RUN(LTR, OP(REG(RAX, 2)), NOTHING), VECTOR_GP, "a base that is not canonical");
 	gdt[3] = 0;
 	cpu->gpr[RAX] = 0x14;
@@ -336,6 +340,8 @@ static void the_rest(void)
 	is(RUN(WRFSBASE, OP(REG(RAX, 8)), NOTHING), (u64)NONE, "WRFSBASE");
 	is(cpu->seg[SEG_FS].base, 0x7000, "FS base");
 	cpu->gpr[RAX] = 1ull << 47;
+	is(RUN(WRGSBASE, OP(REG(RAX, 8)), NOTHING), (u64)NONE, "WRGSBASE takes 57 bits");
+	cpu->gpr[RAX] = 1ull << 56;
 	is(RUN(WRGSBASE, OP(REG(RAX, 8)), NOTHING), VECTOR_GP, "WRGSBASE, not canonical");
 	cpu->gpr[RAX] = 0xffff800012345678;
 	RUN(WRGSBASE, OP(REG(RAX, 4)), NOTHING);

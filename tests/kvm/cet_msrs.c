@@ -8,13 +8,14 @@
 #define KVM_SSP 0x4b564dff
 
 // What a guest has.
-enum { SHSTK = 1, IBT = 2, XSAVES = 4, LM = 8, FRED = 16,
+enum { SHSTK = 1, IBT = 2, XSAVES = 4, LM = 8, FRED = 16, LA57 = 64,
        STRAY = 32 /* CPUID has SHSTK and IBT, which do not count without XSAVES */ };
 static const struct setting {
 	const char *name;
 	unsigned has;
 } settings[] = {
 	{ "all", SHSTK | IBT | XSAVES | LM },
+	{ "all with LA57", SHSTK | IBT | XSAVES | LM | LA57 },
 	{ "SHSTK only", SHSTK | XSAVES | LM },
 	{ "IBT only", IBT | XSAVES | LM },
 	{ "no CET", XSAVES | LM },
@@ -56,10 +57,10 @@ static const struct row {
 // ---- the rules ----
 enum who { GUEST, HOST };
 
-static bool canonical(uint64_t value, enum who who)
+static bool canonical(unsigned has, uint64_t value, enum who who)
 {
-	// The guest's processor runs with 48 bits; the host may restore what 57 allow.
-	unsigned shift = who == HOST ? 7 : 16;
+	// As wide as the processor can have it, though the guest runs with 48 bits; the host may restore 57.
+	unsigned shift = who == HOST || (has & LA57) ? 7 : 16;
 
 	return (uint64_t)((int64_t)(value << shift) >> shift) == value;
 }
@@ -68,7 +69,7 @@ static bool value_good(const struct row *row, unsigned has, uint64_t value, enum
 {
 	if ((row->rules & ALIGNED4) && (value & 3))
 		return false;
-	if ((row->rules & CANONICAL) && !canonical(value, who))
+	if ((row->rules & CANONICAL) && !canonical(has, value, who))
 		return false;
 	if ((row->rules & WRITE_LM) && !(has & LM))
 		return false;
@@ -84,7 +85,7 @@ static bool value_good(const struct row *row, unsigned has, uint64_t value, enum
 		if ((value & 0xc00) == 0xc00) // suppressed and waiting
 			return false;
 		// The guest's WRMSR wants a canonical base, KVM's own check bits 13:12 clear.
-		return who == HOST ? !(value & 0x3000) : canonical(value & ~0xfffull, GUEST);
+		return who == HOST ? !(value & 0x3000) : canonical(has, value & ~0xfffull, GUEST);
 	}
 	return true;
 }
@@ -233,6 +234,8 @@ static void set_cpuid(struct machine *m, unsigned has)
 
 	if (!(has & (SHSTK | STRAY)))
 		e->ecx &= ~(1u << 7);
+	if (!(has & LA57))
+		e->ecx &= ~(1u << 16);
 	if (!(has & (IBT | STRAY)))
 		e->edx &= ~(1u << 20);
 	if (!(has & XSAVES))
