@@ -140,14 +140,14 @@ int cli_doctor(int argc, char **argv)
 	const char *program = NULL;
 	bool machine;
 
-	if (argc > 1 && !strcmp(argv[1], "--help"))
+	if (argc == 2 && !strcmp(argv[1], "--help"))
 		return cli_help(stdout, "doctor");
 	if (argc == 2 && !strcmp(argv[1], "--ioctls"))
 		return list_ioctls();
 	if (argc > 1 && *argv[1] != '-')
 		program = argv[1];
 	if (argc > 2 || (argc == 2 && !program)) {
-		vmm_message("doctor: unexpected '%s'; see 'cetkvm help doctor'", program ? argv[2] : argv[1]);
+		vmm_message("doctor: unexpected '%s'; see 'cetkvm help doctor'", argv[argc - 1]);
 		return CLI_BAD_INPUT;
 	}
 	machine = report_machine();

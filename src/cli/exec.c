@@ -49,12 +49,6 @@ static const struct option long_options[] = {
 	{ NULL, 0, NULL, 0 },
 };
 
-static int bad(const char *option, const char *value, const char *accepted)
-{
-	vmm_message("%s %s: not valid; accepted is %s", option, value, accepted);
-	return -1;
-}
-
 static int add_setting(struct exec_options *options, const char *name, const char *value)
 {
 	size_t length = strlen(options->settings), room = sizeof(options->settings) - length;
@@ -70,8 +64,11 @@ static int take_symbols(struct exec_options *options, const char *path)
 {
 	char absolute[PATH_MAX];
 
-	if (access(path, R_OK) || !realpath(path, absolute)) {
-		vmm_message("%s: %s; --symbols needs a System.map or a vmlinux", path, strerror(errno));
+	// Loaded here too: the program it is for could only fail later.
+	if (cli_check_symbols(path) < 0 || cli_load_symbols(kvm_backend_library(), path) < 0)
+		return -1;
+	if (!realpath(path, absolute)) {
+		vmm_message("%s: %s", path, strerror(errno));
 		return -1;
 	}
 	return add_setting(options, "symbols", absolute);
@@ -89,17 +86,13 @@ static int take_option(struct exec_options *options, int option)
 		options->policy = optarg;
 		return 0;
 	case OPTION_TRACE:
-		return strcmp(optarg, "cp") ? bad("--trace", optarg, "cp") : add_setting(options, "trace-cp", "on");
+		return cli_check_trace(optarg) < 0 ? -1 : add_setting(options, "trace-cp", "on");
 	case OPTION_SYMBOLS:
 		return take_symbols(options, optarg);
 	case OPTION_GRAIN:
-		if (strcmp(optarg, "block") && strcmp(optarg, "single"))
-			return bad("--grain", optarg, "block or single");
-		return add_setting(options, "grain", optarg);
+		return cli_check_grain(optarg) < 0 ? -1 : add_setting(options, "grain", optarg);
 	case OPTION_KVM_ABI:
-		if (strcmp(optarg, "over-saving") && strcmp(optarg, "strict") && strcmp(optarg, "constrained"))
-			return bad("--kvm-abi", optarg, "over-saving, strict or constrained");
-		return add_setting(options, "kvm-abi", optarg);
+		return cli_check_generation(optarg) < 0 ? -1 : add_setting(options, "kvm-abi", optarg);
 	}
 	return -1;
 }
@@ -165,50 +158,70 @@ static int set_cpu(struct exec_options *options)
 	return result;
 }
 
-static void add_policy_bit(char *text, size_t size, const struct cpu_feature *feature, bool value)
+#define POLICY_SIZE 16384
+
+// False if the text gets too long.
+static bool add_policy_bit(char *text, const struct cpu_feature *feature, bool value)
 {
-	size_t length = strlen(text);
+	size_t length, room;
 
 	// What a feature needs comes with it.
-	if (value && feature->needs)
-		add_policy_bit(text, size, &cpu_features[cpu_feature_find(feature->needs, strlen(feature->needs))], true);
+	if (value && feature->needs &&
+	    !add_policy_bit(text, &cpu_features[cpu_feature_find(feature->needs, strlen(feature->needs))], true))
+		return false;
 	length = strlen(text);
-	snprintf(text + length, size - length, "%x:%x:%u:%u:%u;", feature->leaf, feature->subleaf, feature->reg,
-		 feature->bit, value);
+	room = POLICY_SIZE - length;
+	return (size_t)snprintf(text + length, room, "%x:%x:%u:%u:%u;", feature->leaf, feature->subleaf, feature->reg,
+				feature->bit, value) < room;
+}
+
+// One item of --cpuid, added to the policy.
+static int take_policy_item(char *text, const struct kvm_backend *kvm, const struct kvm_cpuid2 *cpuid, const char *item,
+			    int length)
+{
+	int feature = length > 1 ? cpu_feature_find(item + 1, (unsigned)length - 1) : -1;
+
+	if ((*item != '+' && *item != '-') || feature < 0) {
+		vmm_message("--cpuid '%.*s': not +FEATURE or -FEATURE; 'cetkvm exec --cpu list' lists the features", length,
+			    item);
+		return -1;
+	}
+	if (*item == '+' && !cpuid_has_feature(cpuid, &cpu_features[feature])) {
+		vmm_message("--cpuid '%.*s': %s cannot do that on this host; see 'cetkvm exec --cpu list'", length, item,
+			    kvm->name);
+		return -1;
+	}
+	if (!add_policy_bit(text, &cpu_features[feature], *item == '+')) {
+		vmm_message("--cpuid '%.*s': one feature too many; accepted is each feature once", length, item);
+		return -1;
+	}
+	return 0;
 }
 
 // "+shstk,-avx2": changes to what the program gives its guests.
 static int set_policy(struct exec_options *options)
 {
 	const struct kvm_backend *kvm = kvm_backend_library();
+	static char text[POLICY_SIZE];
+	const char *item = options->policy;
 	struct kvm_cpuid2 *cpuid;
-	static char text[2048];
 	int fd = kvm->open(), result = -1;
 
 	cpuid = fd < 0 ? NULL : cpuid_supported(kvm, fd);
-	for (const char *word = options->policy; cpuid; word++) {
-		size_t length = strcspn(word, ",");
-		int feature = length > 1 ? cpu_feature_find(word + 1, (unsigned)length - 1) : -1;
+	if (!cpuid)
+		vmm_message("%s: %s", kvm->name, strerror(errno));
+	while (cpuid) {
+		size_t length = strcspn(item, ",");
 
-		if ((*word != '+' && *word != '-') || feature < 0) {
-			vmm_message("--cpuid %.*s: not +FEATURE or -FEATURE; 'cetkvm exec --cpu list' lists the features",
-				    (int)length, word);
+		result = take_policy_item(text, kvm, cpuid, item, (int)length);
+		if (result < 0 || !item[length])
 			break;
-		}
-		if (*word == '+' && !cpuid_has_feature(cpuid, &cpu_features[feature])) {
-			vmm_message("--cpuid %.*s: %s cannot do that on this host", (int)length, word, kvm->name);
-			break;
-		}
-		add_policy_bit(text, sizeof(text), &cpu_features[feature], *word == '+');
-		word += length;
-		if (!*word) {
-			result = add_setting(options, "cpuid-policy", text);
-			break;
-		}
+		item += length + 1;
 	}
 	free(cpuid);
-	kvm->close(fd);
-	return result;
+	if (fd >= 0)
+		kvm->close(fd);
+	return result < 0 ? -1 : add_setting(options, "cpuid-policy", text);
 }
 
 static int set_environment(const struct exec_options *options)
@@ -237,12 +250,8 @@ static int parse_options(struct exec_options *options, int argc, char **argv, bo
 	opterr = 0;
 	*help = false;
 	while ((option = getopt_long(argc, argv, "+:", long_options, NULL)) != -1) {
-		if (option == '?') {
-			vmm_message("exec: unknown option '%s'; see 'cetkvm exec --help'", argv[optind - 1]);
-			return -1;
-		}
-		if (option == ':') {
-			vmm_message("exec: option '%s' needs a value; see 'cetkvm exec --help'", argv[optind - 1]);
+		if (option == '?' || option == ':') {
+			cli_bad_option("exec", option, optopt, argv[optind - 1]);
 			return -1;
 		}
 		if (option == OPTION_HELP) {
@@ -253,7 +262,7 @@ static int parse_options(struct exec_options *options, int argc, char **argv, bo
 			return -1;
 	}
 	if (optind == argc) {
-		vmm_message("exec: no command; usage: cetkvm exec [OPTION...] [--] COMMAND [ARGUMENT...]");
+		vmm_message("exec: no command; accepted: cetkvm exec [OPTION...] [--] COMMAND [ARGUMENT...]");
 		return -1;
 	}
 	return 0;

@@ -58,10 +58,18 @@ static int parse_options(struct fleet_options *options, int argc, char **argv)
 			options->help = true;
 			return 0;
 		default:
-			vmm_message(option == ':' ? "fleet: option '%s' needs a value; see 'cetkvm fleet --help'" :
-						    "fleet: unknown option '%s'; see 'cetkvm fleet --help'", argv[optind - 1]);
+			cli_bad_option("fleet", option, optopt, argv[optind - 1]);
 			return -1;
 		}
+	}
+	if (options->json && options->html && !strcmp(options->json, options->html)) {
+		vmm_message("--json and --html exclude each other in '%s'; accepted are two files, or - for one of them",
+			    options->json);
+		return -1;
+	}
+	if (options->list && (argc != optind || options->json || options->html || options->quiet)) {
+		vmm_message("fleet: --list stands alone; the scenario, --json, --html and --quiet do not go with it");
+		return -1;
 	}
 	if (options->list)
 		return 0;
@@ -140,8 +148,13 @@ static bool quiet;
 
 static void tell(const struct fleet_journey *journey, unsigned step)
 {
-	if (!quiet)
-		fleet_write_progress(stdout, journey, step);
+	const struct fleet_description *d = &journey->description;
+
+	if (quiet)
+		return;
+	if (!step)
+		printf("%s%s%s\n\n", d->name, *d->title ? ": " : "", d->title);
+	fleet_write_progress(stdout, journey, step);
 }
 
 // Opened before the guest starts: a report that cannot be written is told at once.
@@ -153,7 +166,8 @@ static int open_report(FILE **file, const char *path, const char *option)
 	*file = strcmp(path, "-") ? fopen(path, "we") : stdout;
 	if (*file)
 		return 0;
-	vmm_message("%s %s: %s", option, path, strerror(errno));
+	vmm_message("%s %s: %s; a file that can be written is needed, or - for standard output", option,
+		    *path ? path : "''", strerror(errno));
 	return -1;
 }
 
@@ -186,10 +200,8 @@ static int travel(const struct fleet_options *options, struct fleet_journey *jou
 		return CLI_BAD_INPUT;
 	// A report on standard output stands alone there.
 	quiet = options->quiet || json == stdout || html == stdout;
-	if (!quiet)
-		printf("%s%s%s\n\n", d->name, *d->title ? ": " : "", d->title);
 	if (fleet_travel(journey, tell) < 0)
-		return CLI_BAD_INPUT;
+		return journey->bad_input ? CLI_BAD_INPUT : STATUS_FAILED;
 	if (!quiet)
 		fleet_write_table(stdout, journey, isatty(STDOUT_FILENO) && !getenv("NO_COLOR"), terminal_width());
 	if (write_report(json, options->json, journey, fleet_write_json) < 0 ||

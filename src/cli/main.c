@@ -24,19 +24,27 @@ static int command_help(const char *topic)
 	return CLI_BAD_INPUT;
 }
 
+static int unexpected(const char *after, const char *word)
+{
+	vmm_message("unexpected '%s' behind %s; see 'cetkvm --help'", word, after);
+	return CLI_BAD_INPUT;
+}
+
 int main(int argc, char **argv)
 {
 	unsigned i;
 
 	if (argc < 2) {
-		cli_help(stderr, NULL);
+		vmm_message("no command; accepted are run, exec, fleet, doctor and help, see 'cetkvm --help'");
 		return CLI_BAD_INPUT;
 	}
-	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))
-		return command_help(NULL);
-	if (!strcmp(argv[1], "help"))
-		return command_help(argc > 2 ? argv[2] : NULL);
+	if (!strcmp(argv[1], "help") && argc == 3)
+		return command_help(argv[2]);
+	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))
+		return argc > 2 ? unexpected(argv[1], argv[argc - 1]) : command_help(NULL);
 	if (!strcmp(argv[1], "--version")) {
+		if (argc > 2)
+			return unexpected(argv[1], argv[2]);
 		cli_version();
 		return 0;
 	}

@@ -38,6 +38,10 @@ static bool find(struct program *program, const char *command)
 {
 	const char *path = getenv("PATH"), *end;
 
+	if (!*command) {
+		problem(program, "an empty command; the name of a program is needed");
+		return false;
+	}
 	if (strchr(command, '/')) {
 		snprintf(program->path, sizeof(program->path), "%s", command);
 		if (is_program(command))
@@ -69,8 +73,8 @@ static bool gains_rights(const char *path, const struct stat *status)
 	return geteuid() && getxattr(path, "security.capability", NULL, 0) > 0;
 }
 
-// The dynamic linker that the program asks for; empty if none.
-static void read_interpreter(int fd, const Elf64_Ehdr *header, char linker[PATH_MAX])
+// The dynamic linker that the program asks for; empty if none. False: the file ends too early.
+static bool read_interpreter(int fd, const Elf64_Ehdr *header, char linker[PATH_MAX])
 {
 	Elf64_Phdr segment;
 
@@ -79,13 +83,16 @@ static void read_interpreter(int fd, const Elf64_Ehdr *header, char linker[PATH_
 		off_t at = (off_t)(header->e_phoff + (Elf64_Off)i * header->e_phentsize);
 
 		if (pread(fd, &segment, sizeof(segment), at) != sizeof(segment))
-			return;
-		if (segment.p_type == PT_INTERP && segment.p_filesz < PATH_MAX &&
-		    pread(fd, linker, segment.p_filesz, (off_t)segment.p_offset) == (ssize_t)segment.p_filesz) {
-			linker[segment.p_filesz] = 0;
-			return;
-		}
+			return false;
+		if (segment.p_type != PT_INTERP)
+			continue;
+		if (segment.p_filesz >= PATH_MAX ||
+		    pread(fd, linker, segment.p_filesz, (off_t)segment.p_offset) != (ssize_t)segment.p_filesz)
+			return false;
+		linker[segment.p_filesz] = 0;
+		return true;
 	}
+	return true;
 }
 
 static void look_elf(struct program *program, int fd, const char *path, const Elf64_Ehdr *header)
@@ -98,7 +105,10 @@ static void look_elf(struct program *program, int fd, const char *path, const El
 		problem(program, "%s is not a 64-bit x86 program", path);
 		return;
 	}
-	read_interpreter(fd, header, linker);
+	if (!read_interpreter(fd, header, linker)) {
+		problem(program, "%s is damaged: its program headers go beyond its end", path);
+		return;
+	}
 	if (!*linker) {
 		problem(program, "%s is statically linked: there is no dynamic linker to load cetkvm into it", path);
 		return;
@@ -120,7 +130,7 @@ static void look_file(struct program *program, const char *path, unsigned depth)
 		Elf64_Ehdr elf;
 		char text[PATH_MAX];
 	} start = { 0 };
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	ssize_t size;
 
 	if (fd < 0) {

@@ -25,6 +25,7 @@
 #define MEMORY_MIN     (2ull << 20)
 #define MEMORY_MAX     (1ull << 40)
 #define VCPUS_MAX      254
+#define TIMEOUT_MAX    100000000 // three years
 
 struct run_options {
 	const char *kernel, *initrd, *append, *device, *trace, *symbols, *grain, *kvm_abi;
@@ -65,12 +66,6 @@ static const struct option long_options[] = {
 	{ NULL, 0, NULL, 0 },
 };
 
-static int bad(const char *option, const char *value, const char *accepted)
-{
-	vmm_message("%s %s: not valid; accepted is %s", option, value, accepted);
-	return -1;
-}
-
 // A decimal number within bounds, and nothing behind it.
 static int parse_number(const char *text, unsigned long low, unsigned long high, unsigned *value)
 {
@@ -88,9 +83,9 @@ static int parse_number(const char *text, unsigned long low, unsigned long high,
 static int parse_memory(const char *text, uint64_t *size)
 {
 	if (vmm_parse_size(text, size) < 0 || *size > MEMORY_MAX)
-		return bad("--mem", text, "a size such as 256M or 4G, up to 1T");
+		return cli_bad_value("--mem", text, "a size such as 256M or 4G, up to 1T");
 	if (*size < MEMORY_MIN || *size % 4096)
-		return bad("--mem", text, "at least 2M, in whole pages of 4K");
+		return cli_bad_value("--mem", text, "at least 2M, in whole pages of 4K");
 	return 0;
 }
 
@@ -113,30 +108,24 @@ static int take_choice(struct run_options *options, int option)
 		return options->list_cpus ? 0 : vmm_check_cpu(optarg);
 	case OPTION_ENV:
 		if (!strchr(optarg, '=') || *optarg == '=')
-			return bad("--env", optarg, "NAME=VALUE");
+			return cli_bad_value("--env", optarg, "NAME=VALUE");
 		return append_to_list(options->environment, &options->environment_count, optarg, "--env");
 	case OPTION_TRACE:
-		if (strcmp(optarg, "cp"))
-			return bad("--trace", optarg, "cp");
 		options->trace = optarg;
-		return 0;
+		return cli_check_trace(optarg);
 	case OPTION_GRAIN:
-		if (strcmp(optarg, "block") && strcmp(optarg, "single"))
-			return bad("--grain", optarg, "block or single");
 		options->grain = optarg;
-		return 0;
+		return cli_check_grain(optarg);
 	case OPTION_KVM_ABI:
-		if (strcmp(optarg, "over-saving") && strcmp(optarg, "strict") && strcmp(optarg, "constrained"))
-			return bad("--kvm-abi", optarg, "over-saving, strict or constrained");
 		options->kvm_abi = optarg;
-		return 0;
+		return cli_check_generation(optarg);
 	case OPTION_SMP:
 		if (parse_number(optarg, 1, VCPUS_MAX, &options->config.vcpus) < 0)
-			return bad("--smp", optarg, "a number from 1 to 254");
+			return cli_bad_value("--smp", optarg, "a number from 1 to 254");
 		return 0;
 	case OPTION_TIMEOUT:
-		if (parse_number(optarg, 1, 100000000, &options->config.timeout) < 0)
-			return bad("--timeout", optarg, "a number of seconds, 1 or more");
+		if (parse_number(optarg, 1, TIMEOUT_MAX, &options->config.timeout) < 0)
+			return cli_bad_value("--timeout", optarg, "a number of seconds from 1 to 100000000");
 		return 0;
 	}
 	return -1;
@@ -147,10 +136,10 @@ static int take_option(struct run_options *options, int option)
 	switch (option) {
 	case OPTION_KERNEL:
 		options->kernel = optarg;
-		return 0;
+		return cli_check_name("--kernel", optarg);
 	case OPTION_INITRD:
 		options->initrd = optarg;
-		return 0;
+		return cli_check_name("--initrd", optarg);
 	case OPTION_APPEND:
 		options->append = optarg;
 		return 0;
@@ -160,10 +149,10 @@ static int take_option(struct run_options *options, int option)
 		return append_to_list(options->files, &options->file_count, optarg, "--add");
 	case OPTION_SYMBOLS:
 		options->symbols = optarg;
-		return 0;
+		return cli_check_symbols(optarg);
 	case OPTION_DEVICE:
 		options->device = optarg;
-		return 0;
+		return cli_check_name("--device", optarg);
 	case OPTION_NO_REBOOT:
 		options->config.no_reboot = true;
 		return 0;
@@ -187,15 +176,13 @@ static int parse_options(struct run_options *options, int argc, char **argv)
 
 	opterr = 0;
 	while ((option = getopt_long(argc, argv, "+:", long_options, NULL)) != -1) {
-		if (option == '?') {
-			vmm_message("run: unknown option '%s'; see 'cetkvm run --help'", argv[optind - 1]);
-			return -1;
-		}
-		if (option == ':') {
-			vmm_message("run: option '%s' needs a value; see 'cetkvm run --help'", argv[optind - 1]);
+		if (option == '?' || option == ':') {
+			cli_bad_option("run", option, optopt, argv[optind - 1]);
 			return -1;
 		}
 		if (option == OPTION_PROGRAM) {
+			if (!*optarg)
+				return cli_bad_value("--program", optarg, "a program of this host, then its arguments");
 			// The program's arguments are whatever follows, options or not.
 			options->program = argv + optind - 1;
 			options->program[0] = optarg;
@@ -219,12 +206,16 @@ static int check_together(const struct run_options *options)
 		vmm_message("--program and --initrd exclude each other: the program comes in an initrd of its own");
 		return -1;
 	}
-	if (options->device && (options->trace || options->symbols || options->grain || options->kvm_abi)) {
-		vmm_message("--trace, --symbols, --grain and --kvm-abi are for the built-in KVM; they do not go with --device");
+	if (options->program && options->shell) {
+		vmm_message("--program and --shell exclude each other: one of them runs in the guest");
 		return -1;
 	}
-	if (options->symbols && access(options->symbols, R_OK)) {
-		vmm_message("%s: %s; --symbols needs a System.map or a vmlinux", options->symbols, strerror(errno));
+	if (options->initrd && (options->shell || options->environment_count || options->file_count)) {
+		vmm_message("--shell, --env and --add are for the initrd that cetkvm makes; they do not go with --initrd");
+		return -1;
+	}
+	if (options->device && (options->trace || options->symbols || options->grain || options->kvm_abi)) {
+		vmm_message("--trace, --symbols, --grain and --kvm-abi are for the built-in KVM; they do not go with --device");
 		return -1;
 	}
 	return 0;
@@ -236,7 +227,6 @@ static int set_library_options(const struct run_options *options, const struct k
 		const char *name, *value, *option;
 	} settings[] = {
 		{ "trace-cp", options->trace ? "on" : NULL, "--trace cp" },
-		{ "symbols", options->symbols, "--symbols" },
 		{ "grain", options->grain, "--grain" },
 		{ "kvm-abi", options->kvm_abi, "--kvm-abi" },
 	};
@@ -244,13 +234,11 @@ static int set_library_options(const struct run_options *options, const struct k
 
 	for (i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
 		if (settings[i].value && backend->set_option(settings[i].name, settings[i].value) < 0) {
-			if (settings[i].value == options->symbols && (errno == EINVAL || errno == ENODATA))
-				vmm_message("%s: no symbols in it; --symbols needs a System.map or a vmlinux with them "
-					    "(Debian's System.map is an empty stand-in)", options->symbols);
-			else
-				vmm_message("%s %s: %s", settings[i].option, settings[i].value, strerror(errno));
+			vmm_message("%s %s: %s", settings[i].option, settings[i].value, strerror(errno));
 			return -1;
 		}
+	if (options->symbols && cli_load_symbols(backend, options->symbols) < 0)
+		return -1;
 	// A vmlinux or a flat guest names itself; Linux in a bzImage does so out of its own memory.
 	if (options->trace)
 		backend->set_option("symbols", options->kernel);
@@ -273,7 +261,7 @@ static void load_program_symbols(const struct run_options *options, const struct
 
 static int map_initrd(const char *path, struct vmm_config *config)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe is refused below, not waited for
 	struct stat status;
 	void *data;
 
@@ -324,7 +312,21 @@ static int build_initramfs(struct run_options *options, struct initramfs *fs)
 	return 0;
 }
 
-static int prepare(struct run_options *options, struct initramfs *fs, char *append, size_t append_size)
+// A program's output is not mixed with the kernel's, and a panic ends the run.
+static char *make_command_line(const struct run_options *options)
+{
+	const char *before = options->append ? "" : "console=ttyS0";
+	char *text;
+
+	if (options->program)
+		before = options->verbose ? "console=ttyS0 panic=-1 " : "console=ttyS0 quiet loglevel=1 panic=-1 ";
+	if (asprintf(&text, "%s%s", before, options->append ? options->append : "") >= 0)
+		return text;
+	vmm_message("out of memory");
+	return NULL;
+}
+
+static int prepare(struct run_options *options, struct initramfs *fs)
 {
 	struct vmm_config *config = &options->config;
 	bool linux_kernel;
@@ -338,6 +340,10 @@ static int prepare(struct run_options *options, struct initramfs *fs, char *appe
 	}
 	if (vmm_check_kernel(options->kernel, &linux_kernel) < 0)
 		return -1;
+	if (!linux_kernel && (options->program || options->shell || options->environment_count || options->file_count)) {
+		vmm_message("%s: not Linux; --program, --shell, --env and --add need a Linux kernel", options->kernel);
+		return -1;
+	}
 	config->kernel = options->kernel;
 	config->backend = options->device ? kvm_backend_device(options->device) : kvm_backend_library();
 	if (!options->device && set_library_options(options, config->backend) < 0)
@@ -345,19 +351,14 @@ static int prepare(struct run_options *options, struct initramfs *fs, char *appe
 	if (options->initrd) {
 		if (map_initrd(options->initrd, config) < 0)
 			return -1;
-	} else if (options->program || options->shell || linux_kernel) {
+	} else if (linux_kernel) {
 		if (build_initramfs(options, fs) < 0)
 			return -1;
 		if (options->program && options->trace)
 			load_program_symbols(options, fs);
 	}
-	// A program's output is not mixed with the kernel's, and a panic ends the run.
-	snprintf(append, append_size, "%s%s%s",
-		 !options->append || options->program ? "console=ttyS0" : "",
-		 options->program && !options->verbose ? " quiet loglevel=1 panic=-1 " : options->program ? " panic=-1 " : "",
-		 options->append ? options->append : "");
-	config->append = append;
-	return 0;
+	config->append = make_command_line(options);
+	return config->append ? 0 : -1;
 }
 
 int cli_run(int argc, char **argv)
@@ -365,7 +366,6 @@ int cli_run(int argc, char **argv)
 	static struct run_options options = {
 		.config = { .memory_size = MEMORY_DEFAULT, .vcpus = 1, .cpu = CPU_MODEL_DEFAULT },
 	};
-	static char append[65536];
 	struct initramfs fs = { 0 };
 	int status = CLI_BAD_INPUT;
 
@@ -377,8 +377,9 @@ int cli_run(int argc, char **argv)
 		return vmm_list_cpus(options.device ? kvm_backend_device(options.device) : kvm_backend_library());
 	if (check_together(&options) < 0)
 		return CLI_BAD_INPUT;
-	if (!prepare(&options, &fs, append, sizeof(append)))
+	if (!prepare(&options, &fs))
 		status = vmm_run(&options.config);
 	initramfs_destroy(&fs);
+	free((char *)options.config.append);
 	return status;
 }

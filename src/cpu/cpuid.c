@@ -379,7 +379,8 @@ static void add_extended(struct list *list, bool amd)
 	}
 	add(list, 0x80000007, 0, false, (u32[]){ 0, 0, 0, 1u << 8 /* invariant TSC */ });
 	memset(regs, 0, sizeof(regs));
-	regs[EAX] = CPUID_PHYS_BITS | 48 << 8;
+	// Linux takes this width, not LA57, for which of its own addresses are canonical.
+	regs[EAX] = CPUID_PHYS_BITS | (the_host()->offered[WORD_7_0_ECX] >> 16 & 1 ? 57 : 48) << 8;
 	offered_words(list, 0x80000008, 0, regs);
 	add(list, 0x80000008, 0, false, regs);
 	if (amd) // Translated returns are no speculation targets of the guest's, nor its buffers shared.

@@ -111,6 +111,7 @@ struct fleet_journey {
 	bool resumed;                   // the last step was refused and the guest went on where it was
 	struct fleet_step source;       // and what it found there
 	enum fleet_outcome outcome;
+	bool bad_input;                 // of a journey that failed: because of what the description asks for
 };
 
 // ---- description.c ----

@@ -38,6 +38,7 @@ struct host {
 	uint8_t *memory;
 	struct vcpu_state fresh, now;
 	int orders, answers;
+	bool bad_input; // what failed is what the description asks for
 };
 
 static struct {
@@ -64,7 +65,7 @@ static int failed(const struct host *h, const char *what)
 // ---- what the host is ----
 
 // + says that the writer counts on it.
-static int check_demands(const struct host *h, const struct kvm_cpuid2 *offered, const struct cpu_choice *choice,
+static int check_demands(struct host *h, const struct kvm_cpuid2 *offered, const struct cpu_choice *choice,
 			 const char *who, unsigned line)
 {
 	for (unsigned i = 0; i < cpu_feature_count; i++) {
@@ -72,6 +73,7 @@ static int check_demands(const struct host *h, const struct kvm_cpuid2 *offered,
 			continue;
 		vmm_message("%s:%u: '+%s': %s cannot have it; accepted: what 'cetkvm run --cpu list' shows without parentheses",
 			    h->description->file, line, cpu_features[i].name, who);
+		h->bad_input = true;
 		return -1;
 	}
 	return 0;
@@ -87,7 +89,7 @@ static int read_choice(const struct host *h, struct cpu_choice *choice, const ch
 	return -1;
 }
 
-static int cut_to(const struct host *h, struct kvm_cpuid2 *cpuid, const struct cpu_choice *choice, const char *who,
+static int cut_to(struct host *h, struct kvm_cpuid2 *cpuid, const struct cpu_choice *choice, const char *who,
 		  unsigned line)
 {
 	static const struct kvm_cpuid2 nothing;
@@ -299,12 +301,12 @@ static char depart(struct host *h)
 {
 	enum fleet_end end = run_until(h, FLEET_MOVE);
 
+	if (end != END_NONE || !h->position)
+		memcpy(&h->step->report, h->memory + FLEET_REPORT, sizeof(h->step->report));
 	if (end != END_NONE) {
 		h->step->end = end;
 		return HOST_DIED;
 	}
-	if (!h->position)
-		memcpy(&h->step->report, h->memory + FLEET_REPORT, sizeof(h->step->report));
 	if (state_read(&h->vcpu, &h->transit->state) < 0)
 		return HOST_FAILED;
 	memcpy(h->transit->memory, h->memory, FLEET_MEMORY_SIZE);
@@ -373,7 +375,7 @@ static char set_up(struct host *h)
 		return HOST_FAILED;
 	}
 	if (become_host(h) < 0 || (!h->position && choose_guest_cpuid(h) < 0) || create_machine(h) < 0)
-		return HOST_FAILED;
+		return h->bad_input ? HOST_BAD : HOST_FAILED;
 	if (!h->position)
 		return start_guest(h) < 0 ? HOST_FAILED : HOST_READY;
 	return arrive(h);

@@ -28,6 +28,7 @@ struct transit {
 #define HOST_DONE   'D'
 #define HOST_DIED   'X' // the guest did not reach the point
 #define HOST_FAILED 'F' // a message has been written
+#define HOST_BAD    'B' // so has it, and it is about the description
 
 struct host_process {
 	pid_t pid;

@@ -75,13 +75,31 @@ static void conclude_journey(struct fleet_journey *journey)
 			journey->outcome = journey->steps[i].outcome;
 }
 
-static int order(struct host_process *process, char what)
+// -1 if the host has failed, after one line has been written.
+static int await(struct fleet_journey *journey, struct host_process *process)
 {
-	int answer;
+	int answer = host_answer(process);
 
+	journey->bad_input |= answer == HOST_BAD;
+	return answer == HOST_FAILED || answer == HOST_BAD ? -1 : answer;
+}
+
+static int order(struct fleet_journey *journey, struct host_process *process, char what)
+{
 	host_order(process, what);
-	answer = host_answer(process);
-	return answer == HOST_FAILED ? -1 : answer;
+	return await(journey, process);
+}
+
+// What the first host has, or shows its guest, is not enough for any guest of ours.
+static void say_cannot_start(struct fleet_journey *journey, const struct fleet_step *step)
+{
+	const struct fleet_description *d = &journey->description;
+	const struct fleet_host *host = &d->hosts[d->path[0]];
+	bool is_guests = *d->guest_cpu;
+
+	vmm_message("%s:%u: '%s': the guest cannot start on it (%s); accepted: a processor with all that x86-64 has", d->file,
+		    is_guests ? d->guest_line : host->line, is_guests ? d->guest_cpu : host->cpu, fleet_end_names[step->end]);
+	journey->bad_input = true;
 }
 
 // The first host: the guest starts and leaves its patterns.
@@ -90,16 +108,14 @@ static int begin(struct fleet_journey *journey, struct host_process *process, st
 	struct fleet_step *step = &journey->steps[0];
 	int answer;
 
-	if (host_start(process, &journey->description, 0, transit) < 0 || host_answer(process) == HOST_FAILED)
+	if (host_start(process, &journey->description, 0, transit) < 0 || await(journey, process) < 0)
 		return -1;
-	answer = order(process, HOST_DEPART);
+	answer = order(journey, process, HOST_DEPART);
 	if (answer < 0)
 		return -1;
 	*step = transit->steps[0];
 	if (answer == HOST_DIED) {
-		vmm_message("fleet: the guest could not start on host %s (%s, %u)",
-			    journey->description.hosts[journey->description.path[0]].name, fleet_end_names[step->end],
-			    step->end_detail);
+		say_cannot_start(journey, step);
 		return -1;
 	}
 	*ever = in_use_at_departure(transit);
@@ -114,7 +130,7 @@ static int begin(struct fleet_journey *journey, struct host_process *process, st
 static int resume(struct fleet_journey *journey, struct host_process *process, struct transit *transit, uint32_t in_use,
 		  uint32_t ever)
 {
-	if (order(process, HOST_RESUME) < 0)
+	if (order(journey, process, HOST_RESUME) < 0)
 		return -1;
 	journey->source = transit->source;
 	conclude(&journey->source, in_use, ever, false);
@@ -132,8 +148,8 @@ static int move(struct fleet_journey *journey, unsigned i, struct host_process *
 
 	if (host_start(&processes[i], &journey->description, i, transit) < 0)
 		return -1;
-	answer = host_answer(&processes[i]);
-	if (answer == HOST_FAILED)
+	answer = await(journey, &processes[i]);
+	if (answer < 0)
 		return -1;
 	*step = transit->steps[i];
 	journey->step_count = i + 1;
@@ -145,7 +161,7 @@ static int move(struct fleet_journey *journey, unsigned i, struct host_process *
 	host_stop(&processes[i - 1]);
 	if (i + 1 == journey->description.path_length)
 		return 0;
-	answer = order(&processes[i], HOST_DEPART);
+	answer = order(journey, &processes[i], HOST_DEPART);
 	if (answer == HOST_DIED) {
 		step->end = transit->steps[i].end;
 		step->outcome = OUTCOME_CRASHED;

@@ -215,6 +215,7 @@ static void cpu_choice_close(struct cpu_choice *choice)
 int cpu_choice_read(struct cpu_choice *choice, const char *text, char *problem, size_t size)
 {
 	unsigned length = strcspn(text, ","), i;
+	const char *item;
 
 	memset(choice, 0, sizeof(*choice));
 	if (*text == '+' || *text == '-') {
@@ -229,12 +230,11 @@ int cpu_choice_read(struct cpu_choice *choice, const char *text, char *problem, 
 	}
 	if (choice->model->features)
 		cpu_choice_add_list(choice, choice->model->features);
-	text += length + (length && text[length] == ',');
-	while (*text) {
-		length = strcspn(text, ",");
-		if (cpu_choice_change(choice, text, length, problem, size) < 0)
+	item = !length ? text : text[length] ? text + length + 1 : NULL;
+	for (; item; item = item[length] ? item + length + 1 : NULL) {
+		length = strcspn(item, ",");
+		if (cpu_choice_change(choice, item, length, problem, size) < 0)
 			return -1;
-		text += length + (text[length] == ',');
 	}
 	cpu_choice_close(choice);
 	for (i = 0; i < cpu_feature_count; i++)

@@ -318,6 +318,15 @@ static void cpuid_cut_features(struct kvm_cpuid2 *cpuid, const struct cpu_choice
 	}
 }
 
+// The width of linear addresses, which goes with 5-level paging.
+static void cpuid_set_linear_width(struct kvm_cpuid2 *cpuid)
+{
+	struct kvm_cpuid_entry2 *entry = cpuid_find(cpuid, 0x80000008, 0);
+
+	if (entry && !cpuid_has(cpuid, "la57"))
+		entry->eax = (entry->eax & ~0xff00u) | 48 << 8;
+}
+
 // AMD repeats many bits of leaf 1 EDX in leaf 0x80000001 EDX; Intel does not.
 static void cpuid_set_amd_copies(struct kvm_cpuid2 *cpuid)
 {
@@ -352,6 +361,7 @@ int cpuid_apply_choice(struct kvm_cpuid2 *cpuid, const struct kvm_cpuid2 *emulat
 	if (choice->model->vendor && any_vendor)
 		cpuid_set_vendor(cpuid, choice->model);
 	cpuid_set_amd_copies(cpuid);
+	cpuid_set_linear_width(cpuid);
 	cpuid_cut_xstate(cpuid);
 	if (choice->model->features)
 		cpuid_cut_leaves(cpuid);

@@ -143,7 +143,7 @@ int initramfs_add_file(struct initramfs *fs, const char *path, const char *host_
 
 	if (initramfs_has(fs, path))
 		return 0;
-	fd = open(host_path, O_RDONLY | O_CLOEXEC);
+	fd = open(host_path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe is refused below, not waited for
 	if (fd < 0 || fstat(fd, &status) < 0) {
 		vmm_message("%s: %s; a readable file is needed", host_path, strerror(errno));
 		if (fd >= 0)

@@ -74,7 +74,7 @@ int kernel_open(struct kernel_image *image, const char *path)
 
 	memset(image, 0, sizeof(*image));
 	image->path = path;
-	fd = open(path, O_RDONLY | O_CLOEXEC);
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe is refused below, not waited for
 	if (fd < 0 || fstat(fd, &status) < 0) {
 		vmm_message("%s: %s; --kernel needs a readable file", path, strerror(errno));
 		if (fd >= 0)

@@ -74,12 +74,15 @@ static int machine_open_kvm(struct machine *machine)
 	machine->kvm_fd = kvm->open();
 	if (machine->kvm_fd < 0) {
 		problem = kvm->problem ? kvm->problem() : NULL;
-		vmm_message("%s: %s", kvm->name, problem ? problem : strerror(errno));
+		if (problem)
+			vmm_message("%s: %s", kvm->name, problem);
+		else
+			vmm_message("%s: %s; --device needs a KVM device such as /dev/kvm", kvm->name, strerror(errno));
 		return VMM_EXIT_BAD_INPUT;
 	}
 	version = kvm->ioctl(machine->kvm_fd, KVM_GET_API_VERSION, NULL);
 	if (version != KVM_API_VERSION) {
-		vmm_message("%s: not a KVM device (API version %d, wanted %d)", kvm->name, version, KVM_API_VERSION);
+		vmm_message("%s: not a KVM device (API version %d, wanted %d); --device needs one such as /dev/kvm", kvm->name, version, KVM_API_VERSION);
 		return VMM_EXIT_BAD_INPUT;
 	}
 	machine->run_size = kvm->ioctl(machine->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, NULL);

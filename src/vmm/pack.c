@@ -133,7 +133,7 @@ static int pack_libraries(struct initramfs *fs, const char *program, const char 
 }
 
 // The program interpreter named in an ELF file, or an empty string for a static one. Returns -1 if
-// this is not an ELF file for x86.
+// this is not a whole ELF file for x86.
 static int elf_interpreter(int fd, char *interpreter, size_t size)
 {
 	Elf64_Ehdr header64;
@@ -158,13 +158,13 @@ static int elf_interpreter(int fd, char *interpreter, size_t size)
 
 		if (pread(fd, is_64 ? (void *)&ph64 : (void *)&ph32, entry_size, offset + i * entry_size) !=
 		    (ssize_t)entry_size)
-			return 0;
+			return -1;
 		if ((is_64 ? ph64.p_type : ph32.p_type) != PT_INTERP)
 			continue;
 		name_offset = is_64 ? ph64.p_offset : ph32.p_offset;
 		name_size = is_64 ? ph64.p_filesz : ph32.p_filesz;
 		if (name_size < 2 || name_size > size || pread(fd, interpreter, name_size, name_offset) != (ssize_t)name_size)
-			name_size = 1;
+			return -1;
 		interpreter[name_size - 1] = 0;
 		return 0;
 	}
@@ -178,7 +178,7 @@ static int pack_script_interpreter(struct initramfs *fs, int fd, const char *pat
 	ssize_t n = pread(fd, line, sizeof(line) - 1, 0);
 
 	if (n < 3 || line[0] != '#' || line[1] != '!') {
-		vmm_message("%s: neither an x86 ELF program nor a script with #!", path);
+		vmm_message("%s: neither a whole x86 ELF program nor a script with #!; --program needs one of them", path);
 		return -1;
 	}
 	line[n] = 0;
@@ -186,7 +186,8 @@ static int pack_script_interpreter(struct initramfs *fs, int fd, const char *pat
 	end = start + strcspn(start, " \t\r\n");
 	*end = 0;
 	if (depth == SCRIPT_DEPTH_MAX || *start != '/') {
-		vmm_message("%s: its interpreter '%s' cannot be packed", path, start);
+		vmm_message("%s: its interpreter '%s' cannot be packed; --program needs one with an absolute path, "
+			    "and of scripts that run scripts at most %d", path, start, SCRIPT_DEPTH_MAX);
 		return -1;
 	}
 	return pack_executable(fs, start, depth + 1);
@@ -198,7 +199,7 @@ static int pack_executable(struct initramfs *fs, const char *path, unsigned dept
 	struct stat status;
 	int fd, result;
 
-	fd = open(path, O_RDONLY | O_CLOEXEC);
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0 || fstat(fd, &status) < 0) {
 		vmm_message("%s: %s; --program needs an executable file", path, strerror(errno));
 		if (fd >= 0)
@@ -206,7 +207,7 @@ static int pack_executable(struct initramfs *fs, const char *path, unsigned dept
 		return -1;
 	}
 	if (!S_ISREG(status.st_mode) || !(status.st_mode & 0111)) {
-		vmm_message("%s: not an executable file", path);
+		vmm_message("%s: not an executable file; --program needs one", path);
 		close(fd);
 		return -1;
 	}
@@ -244,6 +245,23 @@ static int pack_busybox(struct initramfs *fs, const char *busybox)
 	return 0;
 }
 
+// A file's place in the guest: absolute, without . and .., and not that of something we put there.
+static bool is_guest_place(const struct initramfs *fs, const char *path)
+{
+	const char *part = path;
+
+	if (strlen(path) >= PATH_MAX || !strcmp(path, INIT_ORDERS) || initramfs_has(fs, path))
+		return false;
+	while (*part == '/') {
+		size_t length = strcspn(part + 1, "/");
+
+		if (!length || (length <= 2 && !strncmp(part + 1, "..", length)))
+			return false;
+		part += 1 + length;
+	}
+	return !*part;
+}
+
 static int pack_extra_files(struct initramfs *fs, char *const *files)
 {
 	char host[PATH_MAX], resolved[PATH_MAX];
@@ -254,14 +272,19 @@ static int pack_extra_files(struct initramfs *fs, char *const *files)
 		const char *colon = strchr(*files, ':');
 		size_t length = colon ? (size_t)(colon - *files) : strlen(*files);
 
-		if (length >= sizeof(host) || (colon && colon[1] != '/')) {
-			vmm_message("--add %s: wanted is HOST-FILE or HOST-FILE:/GUEST/PATH", *files);
+		if (!length || length >= sizeof(host) || (colon && colon[1] != '/')) {
+			vmm_message("--add %s: wanted is HOST-FILE or HOST-FILE:/GUEST/PATH", **files ? *files : "''");
 			return -1;
 		}
 		memcpy(host, *files, length);
 		host[length] = 0;
 		if (!realpath(host, resolved)) {
 			vmm_message("%s: %s; --add needs a readable file", host, strerror(errno));
+			return -1;
+		}
+		if (colon && !is_guest_place(fs, colon + 1)) {
+			vmm_message("--add %s: %s is no place for a file in the guest, or there is one; wanted is "
+				    "HOST-FILE:/GUEST/PATH with a new path", *files, colon + 1);
 			return -1;
 		}
 		result = initramfs_add_file(fs, colon ? colon + 1 : resolved, resolved);
@@ -354,7 +377,7 @@ int pack_find_program(const char *name, char *resolved)
 
 static void pack_skeleton(struct initramfs *fs)
 {
-	static const char *const directories[] = { "/dev", "/proc", "/sys", "/tmp", "/run", "/root", "/etc", "/var", "/mnt" };
+	static const char *const directories[] = { "/bin", "/usr", "/dev", "/proc", "/sys", "/tmp", "/run", "/root", "/etc", "/var", "/mnt" };
 	static const char passwd[] = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
 	static const char group[] = "root:x:0:\nnogroup:x:65534:\n", hosts[] = "127.0.0.1 localhost\n";
 	static const char profile[] = "PS1='guest:\\w# '\n";

@@ -103,7 +103,8 @@ static int status_of_end(struct machine *machine)
 		vmm_message("ended by signal %d (%s)", machine->end_value, strsignal(machine->end_value));
 		return VMM_EXIT_SIGNAL + machine->end_value;
 	case MACHINE_TIMEOUT:
-		vmm_message("the guest did not end within %u seconds (--timeout)", config->timeout);
+		vmm_message("the guest did not end within %u second%s (--timeout)", config->timeout,
+			    config->timeout == 1 ? "" : "s");
 		return VMM_EXIT_TIMEOUT;
 	case MACHINE_USER_QUIT:
 		return config->status_expected ? VMM_EXIT_SIGNAL + SIGINT : VMM_EXIT_OK;

@@ -27,16 +27,23 @@ open(path, 'wb').write(d)
 PY
 }
 
-# Usage: refuses "name" "regex for the line" OPTION...
-refuses() {
+# Usage: says_no "name" "regex for the line" COMMAND...
+says_no() {
 	local name=$1 pattern=$2 status
 	shift 2
-	timeout 20 "$cetkvm" run --timeout 10 "$@" >"$scratch/out" 2>"$scratch/err" </dev/null
+	timeout 20 "$cetkvm" "$@" >"$scratch/out" 2>"$scratch/err" </dev/null
 	status=$?
 	is "$status" 2 "$name: exit status 2"
 	is "$(wc -l <"$scratch/err")" 1 "$name: one line"
 	matches "$scratch/err" "^cetkvm: $pattern" "$name: says what is wrong"
 	is "$(wc -c <"$scratch/out")" 0 "$name: nothing on standard output"
+}
+
+# Usage: refuses "name" "regex for the line" OPTION-OF-RUN...
+refuses() {
+	local name=$1 pattern=$2
+	shift 2
+	says_no "$name" "$pattern" run --timeout 10 "$@"
 }
 
 f=$scratch
@@ -73,11 +80,12 @@ refuses "unknown CPU feature" "--cpu: unknown CPU feature 'shadowstacks'; see 'c
 refuses "unknown CPU model" "--cpu: unknown CPU model 'pentium9'; see " --kernel "$f/whole" --cpu pentium9
 refuses "feature without sign" "--cpu: 'avx2' is neither " --kernel "$f/whole" --cpu host,avx2
 refuses "feature without its base" "--cpu: \+avx2 needs avx, " --kernel "$f/whole" --cpu host,-avx,+avx2
-for size in 0 1M 12X -5M 99999999999999G 4097K ""; do
-	refuses "--mem '$size'" "--mem $size: not valid; accepted is " --kernel "$f/whole" --mem "$size"
+for size in 0 1M 12X -5M 1.5G "1 G" 0x100M 99999999999999G 18446744073709551615G 4097K ""; do
+	refuses "--mem '$size'" "--mem ${size:-''}: not valid; accepted is " --kernel "$f/whole" --mem "$size"
 done
-for n in 0 -1 255 four 2x ""; do
-	refuses "--smp '$n'" "--smp $n: not valid; accepted is a number from 1 to 254" --kernel "$f/whole" --smp "$n"
+refuses "--mem +4G" "--mem \\+4G: not valid; accepted is " --kernel "$f/whole" --mem +4G
+for n in 0 -1 255 four 2x 0x2 " 1" 1.0 99999999999999999999 ""; do
+	refuses "--smp '$n'" "--smp ${n:-''}: not valid; accepted is a number from 1 to 254" --kernel "$f/whole" --smp "$n"
 done
 refuses "--timeout 0" "--timeout 0: not valid; " --kernel "$f/whole" --timeout 0
 refuses "--grain" "--grain coarse: not valid; accepted is block or single" --kernel "$f/whole" --grain coarse
@@ -98,9 +106,62 @@ refuses "library option with a device" "--trace, --symbols, --grain and --kvm-ab
 refuses "missing symbols" "$f/none: No such file or directory; --symbols needs " --kernel "$f/whole" --symbols "$f/none"
 refuses "wrong --add" "--add $f/text:x: wanted is " --kernel "$f/whole" --add "$f/text:x"
 
-"$cetkvm" nonsense >"$scratch/out" 2>"$scratch/err"
-is $? 2 "unknown command: exit status 2"
-matches "$scratch/err" "^cetkvm: there is no command 'nonsense'; " "unknown command: says so"
+for option in --kernel --initrd --device --symbols; do
+	refuses "$option ''" "$option '': not valid; accepted is the name of a file" "$option" ""
+done
+mkfifo "$f/pipe"
+ln -s loop "$f/loop"
+refuses "pipe as kernel" "$f/pipe: not a regular file; " --kernel "$f/pipe"
+refuses "link to itself as kernel" "$f/loop: Too many levels of symbolic links; " --kernel "$f/loop"
+refuses "pipe as initrd" "$f/pipe: not a regular file; " --kernel "$f/whole" --initrd "$f/pipe"
+refuses "pipe as symbols" "$f/pipe: not a regular file; --symbols needs " --kernel "$f/whole" --symbols "$f/pipe"
+refuses "folder as symbols" "$f: not a regular file; --symbols needs " --kernel "$f/whole" --symbols "$f"
+refuses "text as symbols" "$f/text: no symbols in it; --symbols needs " --kernel "$f/whole" --symbols "$f/text"
+refuses "--program ''" "--program '': not valid; accepted is a program of this host" --kernel "$f/whole" --program ""
+refuses "pipe as program" "$f/pipe: not an executable file; --program needs one" --kernel "$f/whole" --program "$f/pipe"
+refuses "folder as program" "$f: not an executable file; --program needs one" --kernel "$f/whole" --program "$f"
+chmod +x "$f/text" "$f/foreign"
+refuses "text as program" "$f/text: neither a whole x86 ELF program nor a script with #!; " --kernel "$f/whole" --program "$f/text"
+refuses "program for another processor" "$f/foreign: neither a whole x86 ELF program nor " --kernel "$f/whole" --program "$f/foreign"
+head -c 300 /bin/true >"$f/cut" && chmod +x "$f/cut"
+refuses "program cut off" "$f/cut: neither a whole x86 ELF program nor " --kernel "$f/whole" --program "$f/cut"
+printf '#!%s\n' "$f/script" >"$f/script" && chmod +x "$f/script"
+refuses "script that runs itself" "$f/script: its interpreter '$f/script' cannot be packed; " --kernel "$f/whole" --program "$f/script"
+refuses "pipe to add" "$f/pipe: not a regular file " --kernel "$f/whole" --add "$f/pipe:/x"
+for place in / /a/ //a /a/../b /./a /bin /dev/console /.cetkvm /init; do
+	refuses "--add to $place" "--add $f/text:$place: $place is no place for a file" --kernel "$f/whole" --add "$f/text:$place"
+done
+refuses "--program with --shell" "--program and --shell exclude " --kernel "$f/whole" --shell --program true
+for option in --shell "--env A=b" "--add $f/text"; do
+	# shellcheck disable=SC2086
+	refuses "$option with --initrd" "--shell, --env and --add are for the initrd that cetkvm makes" \
+		--kernel "$f/whole" --initrd "$f/initrd" $option
+done
+printf '.globl _start\n_start: hlt\n' | gcc -nostdlib -static -no-pie -Wl,--build-id=none -Wl,-Ttext-segment=0x100000 \
+	-x assembler -o "$f/flat" - && refuses "program in a guest that is not Linux" "$f/flat: not Linux; --program, " \
+	--kernel "$f/flat" --program true
+refuses "letters" "run: unknown option '-x'; " -xyz
+refuses "value for a switch" "run: option '--verbose' takes no value; " --verbose=yes
+refuses "word that could be three options" "run: unknown option '--s'; " --s 1
+refuses "--cpu ''" "--cpu: unknown CPU model ''; " --cpu ""
+refuses "comma behind --cpu" "--cpu: '' is neither " --cpu host,
+refuses "feature of no processor here" "--cpu: this host or KVM cannot offer 'vmx'; " --kernel "$f/whole" --initrd "$f/initrd" \
+	--mem 256M --cpu +vmx
+refuses "file name of two lines" "a\\?b: No such file or directory; " --kernel $'a\nb'
+refuses "file name with an escape sequence" "a\\?\\[31m: No such file or directory; " --kernel $'a\e[31m'
+
+says_no "no command" "no command; accepted are run, exec, fleet, doctor and help, "
+for command in nonsense "" -x --bogus RUN; do
+	says_no "command '$command'" "there is no command '$command'; see 'cetkvm --help'" "$command"
+done
+says_no "help about nothing" "help: there is no command 'nonsense'; " help nonsense
+says_no "help about two" "unexpected 'fleet' behind help; " help run fleet
+says_no "--version of something" "unexpected 'run' behind --version; " --version run
+for word in --bogus -x --ioctls=1; do
+	says_no "doctor $word" "doctor: unexpected '$word'; " doctor "$word"
+done
+says_no "doctor of two" "doctor: unexpected 'two'; " doctor true two
+says_no "doctor --ioctls of one" "doctor: unexpected 'one'; " doctor --ioctls one
 "$cetkvm" --help >"$scratch/out" 2>"$scratch/err"
 is $? 0 "--help: exit status 0"
 matches "$scratch/out" '^usage: cetkvm COMMAND' "--help: shows the usage"

@@ -98,6 +98,12 @@ program -- sh -c 'echo c >/proc/sysrq-trigger'
 is $status 3 "a kernel panic is status 3"
 matches "$scratch/err" '^cetkvm: guest crashed: Kernel panic - not syncing: sysrq triggered crash' "and is reported"
 
+# What is offered has to fit together: Linux works with what each model says.
+for model in host skylake x86-64-v3 x86-64-v2 x86-64; do
+	program --cpu $model -- /bin/readlink /proc/self/exe
+	is "$status $(cat "$scratch/out")" "0 $(readlink -f /bin/readlink)" "a program runs on $model"
+done
+
 echo 'echo "from the shell: $((6 * 7))"; exit 6' >"$scratch/input"
 # shellcheck disable=SC2086
 timeout 120 "$cetkvm" run ${CETKVM_OPTIONS-} --timeout 100 --kernel "$kernel/vmlinuz" --append "console=ttyS0 quiet" \

@@ -108,6 +108,7 @@ static void guest(void)
 	cpuid_query(cpu, 7, 0, out);
 	ok(!(out[2] >> 4 & 1), "both ways");
 
+	is(entry(0x80000008, 0)->eax >> 8 & 0xff, entry(7, 0)->ecx >> 16 & 1 ? 57 : 48, "linear address bits fit LA57");
 	entry(7, 0)->ebx |= 1u << 14; // MPX
 	entry(1, 0)->ecx |= 1u << 5;  // VMX
 	entry(7, 0)->edx |= 1u << 4;  // FSRM

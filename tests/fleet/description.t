@@ -77,9 +77,15 @@ BAD = [
     ('guest x86-64-v2,+shstk,+xsaves,+xsavec,+xsave\nhost a cpu x86-64-v2\npath a a\n', 1,
      None),
 ]
+BAD += [
+    ('guest x86-64,-lm\nhost a\npath a a\n', 1, "'x86-64,-lm': the guest cannot start on it (exception); accepted: a processor with all that x86-64 has"),
+    ('host a cpu host,\n', 1, "'host,': '' is neither +feature nor -feature; see 'cetkvm run --cpu list'; " + MODELS),
+    ('host a forgets ,\n', 1, "'' is no piece of state that a VMM can forget; accepted: xsave, xcrs, msrs, ssp, events, mp-state, debugregs"),
+]
 for text, line, message in BAD:
     write(text)
     r = fleet('f.fleet')
+    ok(not r.out, 'nothing on standard output: %r' % (text[:50],), r.out)
     wanted = 'cetkvm: f.fleet:%s %s\n' % ('%d:' % line if line else '', message)
     if message is None:
         good = r.returncode == 2 and re.fullmatch(r"cetkvm: f\.fleet:1: '\+\w+': a guest of the first host cannot have it; accepted: .*\n", r.err)
@@ -95,10 +101,20 @@ for args, message in [
     (['.'], '.: it is a directory; a fleet is described in a text file'),
     (['--jsn', 'x'], "fleet: unknown option '--jsn'; see 'cetkvm fleet --help'"),
     (['cet-fleet', '--json'], "fleet: option '--json' needs a value; see 'cetkvm fleet --help'"),
-    (['cet-fleet', '--html', 'no/such/folder'], '--html no/such/folder: No such file or directory'),
+    (['cet-fleet', '--html', 'no/such/folder'], '--html no/such/folder: No such file or directory; a file that can be written is needed, or - for standard output'),
+    (['cet-fleet', '--json', '.'], '--json .: Is a directory; a file that can be written is needed, or - for standard output'),
+    (['cet-fleet', '--html', ''], "--html '': No such file or directory; a file that can be written is needed, or - for standard output"),
+    (['cet-fleet', '--json', '-', '--html', '-'], "--json and --html exclude each other in '-'; accepted are two files, or - for one of them"),
+    (['-xy', 'cet-fleet'], "fleet: unknown option '-x'; see 'cetkvm fleet --help'"),
+    (['--quiet=1', 'cet-fleet'], "fleet: option '--quiet' takes no value; see 'cetkvm fleet --help'"),
+    (['--list', 'cet-fleet'], 'fleet: --list stands alone; the scenario, --json, --html and --quiet do not go with it'),
+    (['two\nlines'], "fleet: 'two?lines' is neither a scenario nor a file; accepted: a name of 'cetkvm fleet --list', or a file"),
 ]:
     r = fleet(*args)
     ok(r.returncode == 2 and r.err == 'cetkvm: %s\n' % message, 'refused: fleet %s' % ' '.join(args), r.returncode, r.err)
+
+r = fleet('cet-fleet', '--quiet', '--json', '/dev/full')
+equal((r.returncode, r.err), (4, 'cetkvm: fleet: /dev/full: No space left on device\n'), 'a report that cannot be written: status 4')
 
 # What is right.
 write(GOOD)

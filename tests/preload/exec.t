@@ -17,13 +17,33 @@ refuses() {
 	is "$(wc -c <"$scratch/out")" 0 "$name: nothing on standard output"
 }
 
-refuses "no command" "exec: no command; usage: cetkvm exec"
+refuses "no command" "exec: no command; accepted: cetkvm exec"
 refuses "unknown option" "exec: unknown option '--nosuch'" --nosuch -- true
 refuses "option without a value" "exec: option '--cpu' needs a value" --cpu
 refuses "unknown model" "--cpu: unknown CPU model 'nosuch'" --cpu nosuch -- true
-refuses "a feature nobody knows" "--cpuid \+nosuch: not \+FEATURE or -FEATURE" --cpuid +nosuch -- true
-refuses "a feature without a sign" "--cpuid shstk: not \+FEATURE or -FEATURE" --cpuid +ibt,shstk -- true
-refuses "a feature that is not to be had" "--cpuid \+vmx: built-in KVM cannot do that" --cpuid +vmx -- true
+refuses "a feature nobody knows" "--cpuid '\+nosuch': not \+FEATURE or -FEATURE" --cpuid +nosuch -- true
+refuses "a feature without a sign" "--cpuid 'shstk': not \+FEATURE or -FEATURE" --cpuid +ibt,shstk -- true
+refuses "a feature that is not to be had" "--cpuid '\+vmx': built-in KVM cannot do that" --cpuid +vmx -- true
+refuses "an empty list" "--cpuid '': not \+FEATURE or -FEATURE" --cpuid "" -- true
+refuses "a comma too many" "--cpuid '': not \+FEATURE or -FEATURE" --cpuid +shstk, -- true
+refuses "a list without end" "--cpuid '[+-](shstk|ibt)': one feature too many" --cpuid "$(yes +shstk,-ibt | head -n 2000 | paste -sd ,)" -- true
+refuses "letters" "exec: unknown option '-x'; " -xyz true
+refuses "a value for a switch" "exec: option '--client-cpuid' takes no value; " --client-cpuid=1 true
+for option in grain kvm-abi trace; do
+	refuses "--$option ''" "--$option '': not valid; accepted is " --$option "" true
+done
+printf 'no symbols\n' >"$scratch/text"
+mkfifo "$scratch/pipe"
+refuses "missing symbols" "$scratch/none: No such file or directory; --symbols needs " --symbols "$scratch/none" true
+refuses "no symbols in a file" "$scratch/text: no symbols in it; --symbols needs " --symbols "$scratch/text" true
+refuses "a folder of symbols" "$scratch: not a regular file; --symbols needs " --symbols "$scratch" true
+refuses "a pipe of symbols" "$scratch/pipe: not a regular file; --symbols needs " --symbols "$scratch/pipe" true
+refuses "an empty command" "exec: an empty command; the name of a program is needed" ""
+refuses "a pipe as a command" "exec: $scratch/pipe: not executable" "$scratch/pipe"
+printf '#!/nosuch/interpreter\n' >"$scratch/orphan" && chmod +x "$scratch/orphan"
+refuses "a script without its interpreter" "exec: /nosuch/interpreter: No such file or directory" "$scratch/orphan"
+head -c 300 /bin/true >"$scratch/cut" && chmod +x "$scratch/cut"
+refuses "a program cut off" "exec: $scratch/cut is damaged: " "$scratch/cut"
 refuses "unknown program" "exec: nosuch-program: no such program in PATH" nosuch-program
 refuses "a folder" "exec: /: Is a directory" /
 refuses "a file that is no program" "exec: /etc/passwd: not executable" /etc/passwd
