@@ -6,6 +6,7 @@
 // conditional jump that is not taken stays inside the block.
 #include "base/log.h"
 #include "cpu/fpu.h"
+#include "cpu/guest_access.h"
 #include "cpu/jit_translate.h"
 #include "cpu/mem.h"
 #include "cpu/transfer.h"
@@ -247,13 +248,17 @@ static void fetch(struct cpu *cpu, const u8 *page, unsigned offset, bool both, s
 		cpu_abort(cpu, CPU_EXIT_EMULATION);
 	f->gpa2 &= ~0xfffull;
 	f->second = second;
-	memcpy(f->bytes, f->at, f->available);
-	memcpy(f->bytes + f->available, second, 16);
+	if (!guest_copy(f->bytes, f->at, f->available))
+		guest_fault(cpu, f->at);
+	if (!guest_copy(f->bytes + f->available, second, 16))
+		guest_fault(cpu, second);
 	f->at = f->bytes;
 	f->available += 16;
 }
 
 _Static_assert(MAX_INSNS * sizeof(struct decoded) <= JIT_DECODED_SIZE, "room for a block");
+
+#define MEMORY_IS_GONE ZYAN_STATUS_BAD_SYSTEMCALL // of decode(): the client took it away; Zydis has no such status
 
 // Decodes from a copy: another vCPU may change the bytes while they are looked at, and what is copied
 // later must be what was found harmless here.
@@ -262,7 +267,8 @@ static ZyanStatus decode(ZydisDecoder *decoder, struct decoded *d, const struct 
 	unsigned available = f->available < 15 ? f->available : 15;
 	ZyanStatus status;
 
-	memcpy(d->bytes, f->at, available);
+	if (!guest_copy(d->bytes, f->at, available))
+		return MEMORY_IS_GONE;
 	status = ZydisDecoderDecodeFull(decoder, d->bytes, available, &d->zi, d->op);
 	if (ZYAN_SUCCESS(status) && d->zi.mnemonic == ZYDIS_MNEMONIC_PAUSE && d->zi.raw.rex.B &&
 	    (d->zi.attributes & ZYDIS_ATTRIB_HAS_REX)) {
@@ -369,7 +375,8 @@ static void emit_block(struct translation *t, unsigned limit, ZyanStatus last)
 		struct decoded *d = &t->list[t->index];
 
 		if (t->index == t->listed) {
-			if (t->listed < limit && !ZYAN_SUCCESS(last) && last != ZYDIS_STATUS_NO_MORE_DATA) {
+			if (t->listed < limit && !ZYAN_SUCCESS(last) && last != ZYDIS_STATUS_NO_MORE_DATA &&
+			    last != MEMORY_IS_GONE) {
 				*d = (struct decoded){ .offset = d[-1].offset + d[-1].zi.length,
 						       .zi.length = 1 };
 				begin_insn(t, d);
@@ -436,6 +443,8 @@ struct block *jit_translate(struct cpu *cpu, u8 *page, u64 gpa, u32 mode)
 			first = decode(&decoder, &t.list[0], &f);
 			limit = 1;
 		}
+		if (first == MEMORY_IS_GONE)
+			guest_fault(cpu, f.at);
 	} while (flushes != jit->stat_flushes);
 	t.block = jit_new_block(cpu, gpa, mode);
 	t.e = (struct emit){ jit->next, jit->rw + jit->size, jit->rx - jit->rw };

@@ -16,19 +16,18 @@
 //
 // Deviation: code that was overwritten by a device in the address space that ran it before, with neither
 // a TLB flush nor such an entry between, is run as it was, for STALE_CYCLES at most.
+#include "cpu/guest_access.h"
 #include "cpu/jit.h"
 #include "cpu/mem.h"
 
-#include <string.h>
-
 #define STALE_CYCLES (20ull * 1000 * 1000) // of the host's TSC: some milliseconds
 
+// Where the client has taken memory away no code is as it was: the fetch that follows will find out.
 static u64 read64(const u8 *p)
 {
 	u64 value;
 
-	memcpy(&value, p, 8);
-	return value;
+	return guest_load64(p, &value) ? value : __builtin_ia32_rdtsc();
 }
 
 static u64 fold(u64 a, u64 b)

@@ -27,7 +27,7 @@ enum cpu_ops_result io_leave(struct vcpu *vcpu, enum completion completion)
 static void forget(struct vcpu *vcpu)
 {
 	vcpu->fragment_count = vcpu->fragment_next = 0;
-	vcpu->pio.valid = vcpu->msr.valid = vcpu->hypercall.valid = false;
+	vcpu->pio.valid = vcpu->msr.valid = false;
 }
 
 // ---- ports ----
@@ -284,9 +284,7 @@ void io_complete(struct vcpu *vcpu)
 		vcpu->msr.error = run->msr.error;
 		vcpu->msr.valid = true;
 		break;
-	case COMPLETE_HYPERCALL:
-		vcpu->hypercall.result = run->hypercall.ret;
-		vcpu->hypercall.valid = true;
+	case COMPLETE_AGAIN:
 		break;
 	}
 	vcpu->fragment_next = 0;

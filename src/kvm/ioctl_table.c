@@ -575,8 +575,7 @@ static const struct ioctl_row rows[] = {
 // ---- the table for people ----
 __attribute__((visibility("default"))) int cetkvm_list_ioctl(unsigned index, struct cetkvm_ioctl *out)
 {
-	static const char *const objects[] = { [FD_SYSTEM] = "/dev/kvm", [FD_VM] = "machine", [FD_VCPU] = "vCPU",
-					       [FD_STATS] = "statistics" };
+	static const char *const objects[] = { [FD_SYSTEM] = "/dev/kvm", [FD_VM] = "machine", [FD_VCPU] = "vCPU" };
 	const struct ioctl_row *row = &rows[index];
 
 	if (index >= sizeof(rows) / sizeof(*rows)) {
@@ -584,7 +583,7 @@ __attribute__((visibility("default"))) int cetkvm_list_ioctl(unsigned index, str
 		return -1;
 	}
 	*out = (struct cetkvm_ioctl){ .name = row->name, .number = row->number, .note = row->note ? row->note : "",
-		.object = row->kind < sizeof(objects) / sizeof(*objects) ? objects[row->kind] : NULL,
+		.object = objects[row->kind],
 		.needs = row->needs & LAPIC	? "needs an in-kernel local APIC" :
 			 row->needs & FULL_CHIP ? "needs an in-kernel PIC and I/O APIC" :
 			 row->needs & ANY_CHIP	? "needs an in-kernel interrupt controller" :

@@ -33,7 +33,7 @@ struct vcpu;
 struct fpstate;
 
 // ---- files (fd.c) ----
-enum fd_kind { FD_NONE, FD_SYSTEM, FD_VM, FD_VCPU, FD_STATS };
+enum fd_kind { FD_NONE, FD_SYSTEM, FD_VM, FD_VCPU };
 
 struct file;
 int fd_install(int fd, enum fd_kind kind, void *object); // takes the caller's reference; fd or -errno
@@ -215,7 +215,7 @@ struct vm {
 	_Atomic u64 x2apic_api, exception_payload, triple_fault_event, msr_exits, manual_dirty_protect;
 	bool hlt_in_guest; // KVM_CAP_X86_DISABLE_EXITS: HLT
 	bool platform_info_denied; // KVM_CAP_MSR_PLATFORM_INFO switched off
-	_Atomic u64 disabled_quirks, exit_on_emulation_failure, hypercall_exits;
+	_Atomic u64 disabled_quirks, exit_on_emulation_failure;
 
 	// Clock
 	u32 tsc_khz; // of new vCPUs
@@ -241,8 +241,8 @@ struct io_fragment {
 	u8 data[8];
 };
 
-enum completion { COMPLETE_NONE, COMPLETE_PIO, COMPLETE_MMIO, COMPLETE_RDMSR, COMPLETE_WRMSR,
-		  COMPLETE_HYPERCALL };
+// COMPLETE_AGAIN: user space has done its part and the instruction has not, for want of memory (-EFAULT).
+enum completion { COMPLETE_NONE, COMPLETE_PIO, COMPLETE_MMIO, COMPLETE_RDMSR, COMPLETE_WRMSR, COMPLETE_AGAIN };
 
 struct vcpu {
 	struct vm *vm;
@@ -292,10 +292,6 @@ struct vcpu {
 		u64 value;
 	} msr;
 	bool msr_unknown; // the access that failed was to an MSR that nobody knows
-	struct {
-		bool valid;
-		u64 result;
-	} hypercall;
 
 	// EOIs that user space's I/O APIC is to hear of, a bit per vector; a task priority that it is to hear of
 	u64 eoi_exits[4];

@@ -357,6 +357,9 @@ static long handle(struct vcpu *vcpu, enum cpu_exit exit)
 		run->exit_reason = KVM_EXIT_SHUTDOWN;
 		return 0;
 	case CPU_EXIT_FAULT:
+		run->exit_reason = KVM_EXIT_UNKNOWN;
+		if (vcpu->cpu->replay)
+			vcpu->completion = COMPLETE_AGAIN;
 		return -EFAULT;
 	case CPU_EXIT_DEBUG:
 		fill_debug(vcpu);

@@ -90,7 +90,7 @@ static void tame(struct random *r, unsigned long number, uint64_t *buffer, int e
 	case KVM_SET_USER_MEMORY_REGION2: {
 		struct kvm_userspace_memory_region *region = (void *)buffer;
 
-		region->userspace_addr = (uintptr_t)pool;
+		region->userspace_addr = next(r) % 8 ? (uintptr_t)pool : 0x10000; // there is nothing
 		region->memory_size = (next(r) % (POOL + 1)) << 12;
 		if (next(r) % 2) {
 			region->slot %= 4;
@@ -120,6 +120,24 @@ static void tame(struct random *r, unsigned long number, uint64_t *buffer, int e
 		((struct kvm_irqfd *)buffer)->fd = event;
 		return;
 	}
+}
+
+// Random words are hardly ever a mode that a processor can be in.
+static void make_mode(struct random *r, int fd, struct kvm_sregs *sregs)
+{
+	static const struct { uint64_t cr0, cr4, efer; } modes[] = {
+		{ 0x60000010, 0, 0 }, { 0x60000011, 0, 0 }, { 0xe0000011, 0, 0 }, { 0xe0000011, 0x20, 0 },
+		{ 0xe0000011, 0x20, 0x500 }, { 0xe0010011, 0x8000a0, 0xd00 },
+	};
+	unsigned mode = next(r) % (sizeof(modes) / sizeof(*modes));
+
+	if (call(fd, KVM_GET_SREGS, sregs))
+		return;
+	sregs->cr0 = modes[mode].cr0;
+	sregs->cr3 = (next(r) % 64) << 12;
+	sregs->cr4 = modes[mode].cr4;
+	sregs->efer = modes[mode].efer;
+	sregs->cs.l = sregs->efer && next(r) % 2;
 }
 
 // An array's length is in its first word: mostly one that fits.
@@ -170,6 +188,8 @@ static void *fuzz(void *opaque)
 		if (counted(number) && next(&r) % 8)
 			*(uint32_t *)buffer = next(&r) % 40;
 		tame(&r, number, buffer, event);
+		if ((number == KVM_SET_SREGS || number == KVM_SET_SREGS2) && next(&r) % 4)
+			make_mode(&r, fd, (struct kvm_sregs *)buffer);
 		if (next(&r) % 50 == 0)
 			value = interesting(&r);
 		close_if_new(number, call(fd, number, value == 1 ? (void *)buffer : (void *)value));

@@ -162,6 +162,23 @@ static void test_absent(void)
 	is(machine_run(&m), KVM_EXIT_HLT, "and goes on");
 	is(page[1], 7, "unchanged");
 	machine_end(&m);
+
+	// Code: out 0x80,al; inc ax; jmp to the start.
+	memcpy(page, "\xe6\x80\x40\xeb\xfb", 5);
+	machine_start(&m, 0);
+	set_region(&m, 1, 0, 0xd0000, 0x1000, page);
+	machine_bytes(&m, 0xea, 0, 0, 0, 0xd0); // jmp 0xd000:0
+	mprotect(page, 0x1000, PROT_NONE);
+	is(machine_run(&m), -EFAULT, "executing memory that cannot be read");
+	is(machine_regs(&m).rip, 0, "RIP stays");
+	mprotect(page, 0x1000, PROT_READ);
+	is(machine_run(&m), KVM_EXIT_IO, "it goes on when it is there");
+	mprotect(page, 0x1000, PROT_NONE);
+	is(machine_run(&m), -EFAULT, "executing what has run before, and cannot be read any more");
+	mprotect(page, 0x1000, PROT_READ);
+	is(machine_run(&m), KVM_EXIT_IO, "and on again");
+	is(machine_regs(&m).rax, 1, "with the next access: the one before is not made again");
+	machine_end(&m);
 	munmap(page, 0x1000);
 
 	// Nothing at all.
