@@ -174,15 +174,16 @@ u64 cet_pop_check(struct cpu *cpu, u64 expected, unsigned size)
 // The three slots of a far frame, below `ssp` aligned down to 8. Returns the new SSP.
 static u64 push_far_frame(struct cpu *cpu, u64 ssp, u16 cs, u64 lip, u64 old_ssp, unsigned access)
 {
-	u64 frame;
+	const u64 slots[] = { cs, lip, old_ssp };
 
 	if (ssp & 7)
 		ss_store(cpu, ssp - 4, 0, 4, access);
-	frame = (ssp & ~7ull) - 24;
-	ss_store(cpu, frame + 16, cs, 8, access);
-	ss_store(cpu, frame + 8, lip, 8, access);
-	ss_store(cpu, frame, old_ssp, 8, access);
-	return frame;
+	ssp &= ~7ull;
+	for (unsigned i = 0; i < 3; i++) {
+		ssp = cpu_long_mode(cpu) ? ssp - 8 : (u32)(ssp - 8);
+		ss_store(cpu, ssp, slots[i], 8, access);
+	}
+	return ssp;
 }
 
 // Reads and compares the far frame at cpu->ssp, which must be aligned. Returns the previous SSP.

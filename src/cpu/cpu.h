@@ -51,6 +51,7 @@ enum vector {
 #define FLAG_VIP (1u << 20)
 #define FLAG_ID (1u << 21)
 #define FLAGS_ARITH (FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF)
+#define FLAGS_DEFINED 0x3f7fd7u // all that are not reserved, and bit 1
 
 #define CR0_PE (1u << 0)
 #define CR0_MP (1u << 1)

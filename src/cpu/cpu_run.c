@@ -9,6 +9,7 @@
 #include "cpu/guest_access.h"
 #include "cpu/jit_translate.h"
 #include "cpu/mem.h"
+#include "cpu/msr.h"
 #include "cpu/system.h"
 #include "cpu/transfer.h"
 
@@ -226,6 +227,21 @@ static void debug_boundary(struct cpu *cpu, bool step)
 	jit->debug_bits = 0;
 }
 
+// Has the single instruction at `rip` branched? REP leaves RIP where it is. Deviation: a branch to the
+// next instruction does not show.
+static bool branched(const struct cpu *cpu, u64 rip, unsigned length, bool branch)
+{
+	u64 next = cpu_64bit(cpu) ? rip + length : (u32)(rip + length);
+
+	return cpu->rip != next && (cpu->rip != rip || branch);
+}
+
+// TF steps from branch to branch under DEBUGCTL.BTF; a debugger's step does not.
+static bool steps_branches(const struct cpu *cpu)
+{
+	return (cpu->debugctl & DEBUGCTL_BTF) && !(cpu->guest_debug & KVM_GUESTDBG_SINGLESTEP);
+}
+
 // Runs blocks until something needs the loop.
 static void run_blocks(struct cpu *cpu)
 {
@@ -235,6 +251,9 @@ static void run_blocks(struct cpu *cpu)
 	bool shadow = cpu->interrupt_shadow || cpu->mov_ss_shadow, debug = jit_debug_begin(cpu);
 	bool single = cpu->single_grain || step || shadow || debug || jit->slow_once || cpu->replay ||
 		      (mode & (MODE_SINGLE | MODE_SLOWMEM));
+	bool by_branch = steps_branches(cpu), branch;
+	unsigned length;
+	u64 rip;
 	struct block *b;
 
 	if (debug_tracing) {
@@ -256,6 +275,9 @@ static void run_blocks(struct cpu *cpu)
 	jit->saved_valid = false;
 	cpu->watch_bits = 0;
 	b = jit_get_block(cpu, mode);
+	rip = cpu->rip;
+	length = b->length;
+	branch = b->branch;
 	jit_enter_mode(cpu, mode);
 	cpu->interrupt_shadow = cpu->mov_ss_shadow = cpu->step_canceled = false;
 	if (single)
@@ -278,6 +300,8 @@ static void run_blocks(struct cpu *cpu)
 	cpu->replay = false;
 	if (!cpu_64bit(cpu))
 		cpu->rip = (u32)cpu->rip;
+	if (step && by_branch)
+		step = branched(cpu, rip, length, branch);
 	if (step || jit->debug_bits)
 		debug_boundary(cpu, step && !cpu->step_canceled);
 }

@@ -5,6 +5,7 @@
 // SDM: "Debug Registers", "Debug Exceptions", "Instruction-Breakpoint Exception Condition".
 #include "cpu/debug.h"
 
+#include "cpu/msr.h"
 #include "cpu/transfer.h"
 
 #include <linux/kvm.h>
@@ -165,6 +166,7 @@ void debug_deliver(struct cpu *cpu, u32 dr6_bits)
 {
 	cpu->dr6 = (cpu->dr6 & ~(u64)DR6_B) | DR6_FIXED | dr6_bits;
 	cpu->dr7 &= ~(u64)DR7_GD;
+	cpu->debugctl &= ~(u64)(DEBUGCTL_LBR | DEBUGCTL_BTF);
 }
 
 void debug_intercept(struct cpu *cpu, u8 vector, u32 dr6_bits)

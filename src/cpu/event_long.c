@@ -52,10 +52,10 @@ static unsigned read_code(struct cpu *cpu, const struct delivery *event, const s
 		cpu_raise_error(cpu, VECTOR_GP, error);
 	if (!descriptor_is_code(raw) || descriptor_dpl(raw) > cpu->cpl)
 		cpu_raise_error(cpu, VECTOR_GP, error);
-	if (!descriptor_present(raw))
-		cpu_raise_error(cpu, VECTOR_NP, error);
 	if ((descriptor_attributes(raw) & (SEG_L | SEG_DB)) != SEG_L)
 		cpu_raise_error(cpu, VECTOR_GP, error);
+	if (!descriptor_present(raw))
+		cpu_raise_error(cpu, VECTOR_NP, error);
 	cpl = descriptor_is_conforming(raw) ? cpu->cpl : descriptor_dpl(raw);
 	descriptor_mark_accessed(cpu, gate->selector, &raw);
 	segment_from_descriptor(cs, (gate->selector & ~3) | cpl, raw);

@@ -85,9 +85,9 @@ static void direct_code(struct cpu *cpu, u16 selector, u64 raw, struct segment *
 	if (descriptor_is_conforming(raw) ? dpl > cpu->cpl
 					  : dpl != cpu->cpl || (selector & 3u) > cpu->cpl)
 		cpu_raise_error(cpu, VECTOR_GP, error);
+	check_code_size(cpu, selector, raw, false);
 	if (!descriptor_present(raw))
 		cpu_raise_error(cpu, VECTOR_NP, error);
-	check_code_size(cpu, selector, raw, false);
 	load_code(cpu, selector, raw, cpu->cpl, cs);
 }
 
@@ -392,9 +392,9 @@ unsigned far_return_code(struct cpu *cpu, u16 selector, struct segment *cs)
 		cpu_raise_error(cpu, VECTOR_GP, error);
 	if (descriptor_is_conforming(raw) ? dpl > rpl : dpl != rpl)
 		cpu_raise_error(cpu, VECTOR_GP, error);
+	check_code_size(cpu, selector, raw, false);
 	if (!descriptor_present(raw))
 		cpu_raise_error(cpu, VECTOR_NP, error);
-	check_code_size(cpu, selector, raw, false);
 	load_code(cpu, selector, raw, rpl, cs);
 	return rpl;
 }

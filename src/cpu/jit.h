@@ -55,6 +55,7 @@ struct block {
 	u32 hash_next, page_next, cross_next; // block index + 1
 	u16 endbr_entry; // offset from code of the entry behind a leading ENDBR, 0: there is none
 	bool dead;
+	bool branch;   // the first instruction is one, taken or not
 };
 
 // Where in the code cache a guest instruction begins.

@@ -450,6 +450,7 @@ struct block *jit_translate(struct cpu *cpu, u8 *page, u64 gpa, u32 mode)
 	t.e = (struct emit){ jit->next, jit->rw + jit->size, jit->rx - jit->rw };
 	t.block->code = jit->next - jit->rw;
 	t.block->gpa2 = f.gpa2;
+	t.block->branch = ZYAN_SUCCESS(first) && t.list[0].zi.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE;
 	t.flags = FLAGS_MEM;
 	if (!(mode & MODE_SINGLE)) {
 		e_alu_field_imm(&t.e, 7, OFF(request), 0);

@@ -64,6 +64,9 @@ enum msr {
 	MSR_TSC_AUX,
 };
 
+#define DEBUGCTL_LBR (1u << 0) // stored, but nothing is recorded
+#define DEBUGCTL_BTF (1u << 1)
+
 enum { MCE_BANKS = 32, MTRR_VARIABLE = 8 };
 
 #define MCE_CAP_SUPPORTED (1ull << 8 | 1ull << 24) // MCG_CTL_P, MCG_SER_P

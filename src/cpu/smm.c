@@ -284,6 +284,15 @@ static void load_segment_32(struct cpu *cpu, const union save *save, unsigned i)
 		     s->attributes >> 8, s->limit, s->base);
 }
 
+// What is reserved is not loaded; virtual-8086 mode is one of protected mode outside long mode.
+static bool load_flags(struct cpu *cpu, u64 rflags, u64 cr0, u64 efer)
+{
+	if (rflags & FLAG_VM && (!(cr0 & CR0_PE) || (cr0 & CR0_PG && efer & EFER_LME)))
+		return false;
+	cpu_set_rflags(cpu, rflags & FLAGS_DEFINED);
+	return true;
+}
+
 static bool load_debug(struct cpu *cpu, u64 dr6, u64 dr7)
 {
 	if (dr6 >> 32 || dr7 >> 32)
@@ -322,8 +331,7 @@ static bool load_state_64(struct cpu *cpu, const union save *save)
 	for (unsigned i = 0; i < 16; i++)
 		cpu->gpr[i] = s->gpr[15 - i];
 	cpu->next_rip = s->rip;
-	cpu_set_rflags(cpu, s->rflags);
-	if (!load_debug(cpu, s->dr6, s->dr7))
+	if (!load_flags(cpu, s->rflags, s->cr0, s->efer) || !load_debug(cpu, s->dr6, s->dr7))
 		return false;
 	cpu->smbase = s->smbase;
 	if (cpu_set_efer(cpu, s->efer & ~(u64)EFER_LMA, BY_GUEST))
@@ -353,8 +361,7 @@ static bool load_state_32(struct cpu *cpu, const union save *save)
 	for (unsigned i = 0; i < 8; i++)
 		cpu->gpr[i] = s->gpr[i];
 	cpu->next_rip = s->eip;
-	cpu_set_rflags(cpu, s->eflags);
-	if (!load_debug(cpu, s->dr6, s->dr7))
+	if (!load_flags(cpu, s->eflags, s->cr0, 0) || !load_debug(cpu, s->dr6, s->dr7))
 		return false;
 	for (unsigned i = 0; i < SEGMENTS; i++)
 		load_segment_32(cpu, save, i);

@@ -167,7 +167,7 @@ static void load_registers(struct cpu *cpu, const struct task_state *state, bool
 {
 	for (unsigned i = 0; i < 8; i++)
 		cpu->gpr[i] = wide ? state->gpr[i] : 0xffff0000 | state->gpr[i];
-	cpu_set_rflags(cpu, state->eflags & 0x3f7fd7);
+	cpu_set_rflags(cpu, state->eflags & FLAGS_DEFINED);
 	cpu->rip = cpu->next_rip = state->eip;
 	cpu->cpl = cpu_v86(cpu) ? 3 : state->seg[SEG_CS] & 3;
 	for (unsigned seg = SEG_ES; seg <= SEG_GS; seg++) {

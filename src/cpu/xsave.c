@@ -396,7 +396,7 @@ static void restore_checked(struct cpu *cpu, const struct insn *insn, u64 allowe
 	r.linear = area(cpu, insn, XSTATE_EXTENDED_OFFSET, false);
 	mem_read(cpu, r.linear + HEADER, &r.header, sizeof(r.header),
 		 ACCESS_READ | cpu_access_of_cpl(cpu));
-	if (!xstate_header_valid(&r.header, allowed, supervisor, guest_has(cpu, FEATURE_XSAVEC)))
+	if (!xstate_header_valid(&r.header, allowed, supervisor, supervisor || guest_has(cpu, FEATURE_XSAVEC)))
 		cpu_gp0(cpu);
 	xcomp = r.header.xcomp_bv;
 	r.load = r.rfbm & r.header.xstate_bv;

@@ -393,6 +393,9 @@ static void supervisor(void)
 	*qword(AREA + 512) &= ~cet;
 	EXECUTE(XRSTORS64);
 	raises(NO_EXCEPTION, "XRSTORS with the components absent");
+	fixture_without(FEATURE_XSAVEC);
+	EXECUTE(XRSTORS64);
+	raises(NO_EXCEPTION, "XRSTORS of a processor without XSAVEC");
 	is(cpu->u_cet | cpu->pl_ssp[3] | cpu->pl_ssp[0] | cpu->pl_ssp[2], 0, "initializes them");
 	*qword(AREA + 520) &= ~XSTATE_COMPACTED;
 	EXECUTE(XRSTORS64);

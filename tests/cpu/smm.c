@@ -243,6 +243,7 @@ static void refusals(void)
 		{ "CR3 above the physical address width", 0xff50, 0, 1ull << 51, false },
 		{ "EFER reserved bit", 0xfed0, 0, 1 << 20, false },
 		{ "EFER.LMA does not matter", 0xfed0, EFER_LMA, 0, true },
+		{ "RFLAGS.VM in long mode", 0xff70, 0, FLAG_VM, false },
 		{ "DR6 bit 32", 0xff68, 0, 1ull << 32, false },
 		{ "DR7 bit 40", 0xff60, 0, 1ull << 40, false },
 		{ "a 16-bit TSS", 0xfe90, 0xf0000, 0x30000, false },
@@ -262,6 +263,19 @@ static void refusals(void)
 		else
 			ok(outcome.vector == ABORTED && outcome.exit == CPU_EXIT_SHUTDOWN, "RSM: %s: shutdown", rows[i].what);
 	}
+	busy(0);
+	smi();
+	*(u64 *)saved(0xff70) |= 0xffffffffffc0802aull;
+	rsm();
+	is(cpu_rflags(cpu), 0x2 | FLAG_IF | FLAG_CF | FLAG_OF | FLAG_AC, "RSM: reserved bits of RFLAGS are not there");
+	busy(0);
+	smi();
+	*(u64 *)saved(0xff70) |= FLAG_VM;
+	*(u64 *)saved(0xff58) &= ~(u64)(CR0_PE | CR0_PG);
+	*(u64 *)saved(0xff48) = 0;
+	*(u64 *)saved(0xfed0) = 0;
+	rsm();
+	ok(outcome.exit == CPU_EXIT_SHUTDOWN, "RSM: RFLAGS.VM in real mode: shutdown");
 	busy(0);
 	cpu_set_cr4(cpu, cpu->cr4 & ~(u64)CR4_PCIDE, BY_HOST);
 	cpu_set_cr3(cpu, CR3, BY_HOST);

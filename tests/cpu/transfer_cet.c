@@ -155,6 +155,13 @@ static void events_same_level(void)
 		is(get(IST_SS - at, 8), (IST_SS - at) | (at == 8), "else the token stays free");
 	}
 
+	machine_32(0);
+	machine_cet(true, false);
+	cpu->ssp = 0xc;
+	TRY(event_deliver(cpu, 0x30, EVENT_EXTERNAL, false, 0));
+	raises(NOTHING, 0, "event in 32-bit code near the bottom of the address space");
+	is(cpu->ssp, 0xfffffff0, "SSP has 32 bits there");
+
 	machine_long(3);
 	machine_cet(true, true);
 	set_gate64(2, CODE64, HANDLER, TYPE_INTERRUPT_GATE32, 0, 1);

@@ -141,6 +141,9 @@ static void event_faults(void)
 	set_gate64(14, ABSENT_CODE, HANDLER, TYPE_INTERRUPT_GATE32, 0, 0);
 	TRY(event_deliver(cpu, 14, EVENT_EXCEPTION, true, 0));
 	raises(NP, ABSENT_CODE | 1, "code segment not present");
+	set_descriptor(ABSENT_CODE, 0, ~0u, SEG_S | SEG_G | SEG_DB | 0xb);
+	TRY(event_deliver(cpu, 14, EVENT_EXCEPTION, true, 0));
+	raises(GP, ABSENT_CODE | 1, "32-bit code in the gate, not present either");
 	set_gate64(14, GDT_LIMIT + 1, HANDLER, TYPE_INTERRUPT_GATE32, 0, 0);
 	TRY(event_deliver(cpu, 14, EVENT_EXCEPTION, true, 0));
 	raises(GP, (GDT_LIMIT + 1) | 1, "code segment outside the GDT");
@@ -257,6 +260,13 @@ static void iret_faults(void)
 	cpu->rflags |= FLAG_NT;
 	TRY(execute(INSN(IRETQ, 8)));
 	raises(GP, 0, "NT in long mode");
+	machine_long(0);
+	set_descriptor(ABSENT_CODE, 0, ~0u, SEG_S | SEG_G | SEG_DB | SEG_L | 0xb);
+	memcpy(memory + cpu->gpr[RSP], (u64[]){ 0x1000, ABSENT_CODE, 2, 0x30000, DATA }, 40);
+	TRY(execute(INSN(IRETQ, 8)));
+	raises(GP, ABSENT_CODE, "CS with both L and D, not present either");
+	TRY(execute(INSN(JMP, 4, .imm = 0x1000, .far_selector = ABSENT_CODE, .op = { { .kind = OPERAND_FAR } })));
+	raises(GP, ABSENT_CODE, "JMP to such a segment");
 	machine_long(3);
 	memcpy(memory + cpu->gpr[RSP], (u64[]){ 0x1000, CODE64, 2, 0, 0 }, 24);
 	cpu->gpr[RSP] = USER_STACK - 0x80;

@@ -19,6 +19,12 @@ CODE(step_call, "pushfq; orl $0x100, (%rsp); popfq\n call 1f; nop\n 1: nop\n.glo
 CODE(step_sysret, "pushfq; orl $0x100, (%rsp); popfq\n syscall\n step_sysret_after: nop; nop");
 CODE(syscall_entry, "nop");
 CODE(sysret_entry, "sysretq");
+CODE(sysret_tf, "pushfq; pop %r11; or $0x100, %r11; lea sysret_to(%rip), %rcx; sysretq\n sysret_to: nop; nop");
+/* With IA32_DEBUGCTL.BTF: what is no branch, or none that is taken, and then one. */
+CODE(btf_jump, "pushfq; orl $0x100, (%rsp); popfq\n nop; xor %eax, %eax; jnz 1f; mov $3, %ecx; cld; rep stosb; mov $1, %ebx;"
+	" jmp 1f; nop\n 1: mov $2, %ebx\n.globl btf_jump_to\n btf_jump_to = 1b");
+CODE(btf_call, "pushfq; orl $0x100, (%rsp); popfq\n nop; call 1f; nop\n 1: mov $2, %ebx\n.globl btf_call_to\n btf_call_to = 1b");
+CODE(btf_loop, "mov $3, %ecx; pushfq; orl $0x100, (%rsp); popfq\n nop\n btf_loop_at: loop btf_loop_at");
 CODE(write_variable, "mov %rax, (%rdi)\n write_variable_after: nop");
 CODE(read_variable, "mov (%rdi), %rax\n read_variable_after: nop");
 CODE(breakpoint, "nop; nop\n breakpoint_at: mov $7, %ebx; nop");
@@ -50,6 +56,10 @@ LABEL(step_fault_at);
 LABEL(step_io_after);
 LABEL(step_call_to);
 LABEL(step_sysret_after);
+LABEL(sysret_to);
+LABEL(btf_jump_to);
+LABEL(btf_call_to);
+LABEL(btf_loop_at);
 LABEL(write_variable_after);
 LABEL(read_variable_after);
 LABEL(breakpoint_at);
@@ -127,6 +137,41 @@ static void test_single_step(void)
 		CHECK_EQ(outcome.rip, ADDR(step_sysret_after), "behind SYSRET: the stepped SYSCALL's trap");
 		CHECK_EQ(outcome.cs & 3, 3, "in ring 3");
 		CHECK_EQ(outcome.dr6 & BS, BS, "DR6.BS");
+	}
+}
+
+// TF counts for SYSRET as SYSRET has loaded it: the trap comes before anything is executed in ring 3.
+static void test_sysret(void)
+{
+	struct run r = run_default(sysret_tf);
+
+	wrmsr(MSR_STAR, (u64)CS64 << 32 | (u64)(UCS32 & ~3) << 48);
+	run(&r);
+	CHECK_VECTOR(DB, "SYSRET that sets TF");
+	CHECK(outcome.rip == ADDR(sysret_to) && (outcome.cs & 3) == 3, "traps at its target");
+}
+
+#define MSR_DEBUGCTL 0x1d9
+#define BTF 2
+
+static void test_branch_step(void)
+{
+	static const struct { const u8 *code, *to; const char *name; } rows[] = {
+		{ btf_jump, btf_jump_to, "JMP" }, { btf_call, btf_call_to, "CALL" }, { btf_loop, btf_loop_at, "LOOP to itself" },
+	};
+
+	for (unsigned i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		struct run r = run_default(rows[i].code);
+
+		r.gpr[RDI] = ADDR(&variable);
+		set_dr6(0xffff0ff0);
+		wrmsr(MSR_DEBUGCTL, BTF);
+		run(&r);
+		if (CHECK_VECTOR(DB, rows[i].name)) {
+			CHECK_EQ(outcome.rip, ADDR(rows[i].to), "TF with DEBUGCTL.BTF traps behind the branch");
+			CHECK_EQ(outcome.dr6 & (BS | 15), BS, "DR6.BS");
+		}
+		CHECK_EQ(rdmsr(MSR_DEBUGCTL), 0, "#DB has cleared BTF");
 	}
 }
 
@@ -306,6 +351,8 @@ static void test_registers(void)
 void test_main(void)
 {
 	test_single_step();
+	test_sysret();
+	test_branch_step();
 	test_breakpoints();
 	test_watched();
 	test_registers();
