@@ -407,6 +407,7 @@ static const struct msr_row rows[] = {
 	ZERO(MSR_UCODE_WRITE, 1),
 	{ MSR_UCODE_REV, 1, IGNORE_WRITE | DESCRIBES, { 0 }, SLOT(UCODE_REV), 0, 0, 0, 0 },
 	{ MSR_SMBASE, 1, LISTED | HOST_ONLY, { 0 }, FIELD(smbase), HIGH32, 0, 0, 0 },
+	ZERO(0xc1, 2), // PERFCTR0, 1: no counters, but clients clear them (QEMU)
 	{ MSR_PLATFORM_INFO, 1, LISTED | READ_ONLY | DESCRIBES, { 0 }, SLOT(PLATFORM_INFO), 0, 0, 0, 0 },
 	{ MSR_MTRR_CAP, 1, READ_ONLY, F(MTRR), 0, ALL, NULL, read_mtrr_cap, write_nothing },
 	{ MSR_ARCH_CAPABILITIES, 1, LISTED | READ_ONLY | DESCRIBES, F(ARCH_CAPABILITIES),
@@ -419,6 +420,7 @@ static const struct msr_row rows[] = {
 	{ MSR_MCG_CAP, 1, READ_ONLY, F2(MCA, MCE), SLOT(MCG_CAP), ALL, 0, 0, 0 },
 	{ MSR_MCG_STATUS, 1, LISTED, F2(MCA, MCE), SLOT(MCG_STATUS), 0, 0, 0, 0 },
 	{ MSR_MCG_CTL, 1, LISTED, F2(MCA, MCE), SLOT(MCG_CTL), 0, valid_mcg_ctl, 0, 0 },
+	ZERO(0x186, 2), // EVNTSEL0, 1
 	ZERO(0x198, 2), // PERF_STATUS, PERF_CTL
 	{ MSR_MISC_ENABLE, 1, LISTED, { 0 }, FIELD(misc_enable), 0, NULL, NULL, write_misc_enable },
 	{ MSR_XFD, 1, LISTED, F(XFD), FIELD(xfd), 0, valid_xfd, NULL, write_xfd },

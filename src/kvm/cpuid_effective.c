@@ -6,8 +6,8 @@
 // - Leaf 0xD describes the XSAVE area of this processor, whatever the client wrote: clients fill it in
 //   by CPUID instructions of their own, which answer for the host. Offsets, sizes and attributes come
 //   from the supported leaves.
-// - Shadow stacks and IBT need IA32_XSS bits 11 and 12: with XSAVES the bits are added, without it
-//   both features go, as in KVM's own rule.
+// - Shadow stacks and IBT have IA32_XSS bits 11 and 12: with XSAVES the bits are added. Without it the
+//   policy gives neither feature; a client that asks for them all the same gets what it asks for, as of KVM.
 //
 // SDM: "Enumeration of Support for XSAVE Instructions and XSAVE-Supported Features".
 #include "cpu/cpuid.h"
@@ -140,7 +140,7 @@ static void repair_cet(struct list *list, const struct list *supported)
 		return;
 	if (one && offered && (one->eax & offered->eax & EAX_XSAVES)) {
 		one->ecx |= offered->ecx & XSS_CET;
-	} else {
+	} else if (policy_count) {
 		seven->ecx &= ~ECX_SHSTK;
 		seven->edx &= ~EDX_IBT;
 	}

@@ -94,11 +94,12 @@ int stats_vcpu_fd(struct vcpu *vcpu)
 
 int stats_vm_fd(struct vm *vm)
 {
-	void *counters = vm->counters;
+	void *counters;
 	char id[NAME_SIZE];
 	int fd = 0;
 
 	lock_take(&vm->slots_lock);
+	counters = vm->counters;
 	if (vm->stats_fd < 0) {
 		snprintf(id, sizeof(id), "kvm-%d", getpid());
 		fd = make_file(id, vm_names, COUNT(vm_names), &counters);

@@ -9,6 +9,7 @@
 #   qemu_start LOG OPTION...      the same without waiting; sets qemu_pid
 #   wait_for SECONDS FILE REGEX   until FILE has such a line
 #   monitor SOCKET COMMAND...     gives commands to QEMU's monitor, prints the answers
+#   qemu_knows_cet                from 10.2 on: its -cpu takes cet-ss and cet-ibt, and host has them
 #
 #   exec_options=(...)            options of `cetkvm exec`
 #   qemu_timeout=SECONDS          default 150
@@ -16,6 +17,8 @@
 
 exec_options=() qemu_timeout=150 qemu_binary=qemu-system-x86_64
 qemu_modules="failover net_failover virtio_blk virtio_net virtio_mmio"
+
+qemu_knows_cet() { "$qemu_binary" -cpu help | grep -qw cet-ss; }
 
 need_qemu() {
 	local module

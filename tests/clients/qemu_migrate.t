@@ -3,7 +3,7 @@
 # slow
 # A guest of unmodified QEMU moves while it computes: over a socket from process to process, by way of a
 # file, and back to a snapshot. It checks its x87, SSE and AVX registers, the returns on its shadow
-# stack and the kernel's IBT all the while (busy.c); QEMU knows nothing of the last two.
+# stack and the kernel's IBT all the while (busy.c); QEMU before 10.2 knows nothing of the last two.
 # CETKVM_MOVES=N: how many moves in a row (default 10).
 . "$(dirname "$0")/../lib/tap.sh"
 . "$(dirname "$0")/../lib/guest.sh"
@@ -14,7 +14,7 @@ need_command qemu-img
 moves=${CETKVM_MOVES:-10}
 qemu_modules="$qemu_modules msr"
 guest_files=("$CETKVM_BUILD/tests/clients/busy:/bin/busy")
-exec_options=(--cpuid +shstk,+ibt)
+qemu_knows_cet || exec_options=(--cpuid +shstk,+ibt)
 guest_memory=192M
 qemu_timeout=400
 qemu_boot
@@ -54,7 +54,7 @@ computes() {
 	done
 	return 1
 }
-status() { monitor "$scratch/monitor.$1" 'info migrate' | sed -n 's/^Migration status: //p'; }
+status() { monitor "$scratch/monitor.$1" 'info migrate' | sed -nE 's/^(Migration status|Status):[[:space:]]*//p'; }
 # Usage: migrate NUMBER URI      until it has been sent
 migrate() {
 	monitor "$scratch/monitor.$1" 'migrate_set_parameter max-bandwidth 4G' "migrate -d \"$2\"" >/dev/null

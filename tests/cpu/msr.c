@@ -158,6 +158,25 @@ static void read_only(void)
 	is(cpu_setup_mce(cpu, 1 | 1 << 9), BAD, "unknown capability");
 }
 
+// Nothing is counted, but guests and clients find the registers of processors since the P6 and the K7.
+static void counters(void)
+{
+	static const u32 first[] = { 0xc1, 0x186, 0xc0010000, 0xc0010004 };
+	u64 got;
+
+	fixture_reset();
+	seen.msr_result = CPU_OPS_GP;
+	for (unsigned i = 0; i < sizeof(first) / sizeof(first[0]); i++)
+		for (u32 index = first[i]; index < first[i] + (i < 2 ? 2 : 4); index++) {
+			is(cpu_wrmsr(cpu, index, 0, BY_HOST), 0, "the host clears MSR 0x%x", index);
+			is(cpu_wrmsr(cpu, index, 0xabcd, BY_GUEST), 0, "the guest writes MSR 0x%x", index);
+			is(cpu_rdmsr(cpu, index, &got, BY_GUEST), 0, "and reads it");
+			is(got, 0, "as 0");
+		}
+	is(cpu_wrmsr(cpu, 0xc3, 0, BY_GUEST), BAD, "there is no PERFCTR2");
+	is(cpu_wrmsr(cpu, 0xc0010008, 0, BY_HOST), BAD, "nor one behind K7_PERFCTR3");
+}
+
 static void surroundings(void)
 {
 	u64 got;
@@ -234,6 +253,7 @@ int main(void)
 	widths();
 	cet_features();
 	read_only();
+	counters();
 	surroundings();
 	tsc();
 	lists();

@@ -8,8 +8,7 @@
 #define KVM_SSP 0x4b564dff
 
 // What a guest has.
-enum { SHSTK = 1, IBT = 2, XSAVES = 4, LM = 8, FRED = 16, LA57 = 64,
-       STRAY = 32 /* CPUID has SHSTK and IBT, which do not count without XSAVES */ };
+enum { SHSTK = 1, IBT = 2, XSAVES = 4, LM = 8, FRED = 16, LA57 = 64 };
 static const struct setting {
 	const char *name;
 	unsigned has;
@@ -19,7 +18,7 @@ static const struct setting {
 	{ "SHSTK only", SHSTK | XSAVES | LM },
 	{ "IBT only", IBT | XSAVES | LM },
 	{ "no CET", XSAVES | LM },
-	{ "no XSAVES", STRAY | LM },
+	{ "no XSAVES", SHSTK | IBT | LM },
 	{ "no 64-bit mode", SHSTK | IBT | XSAVES },
 	{ "FRED only", FRED | XSAVES | LM },
 	{ "nothing", 0 },
@@ -232,11 +231,11 @@ static void set_cpuid(struct machine *m, unsigned has)
 	struct kvm_cpuid2 *cpuid = supported_cpuid(m->kvm);
 	struct kvm_cpuid_entry2 *e = cpuid_entry(cpuid, 7, 0);
 
-	if (!(has & (SHSTK | STRAY)))
+	if (!(has & SHSTK))
 		e->ecx &= ~(1u << 7);
 	if (!(has & LA57))
 		e->ecx &= ~(1u << 16);
-	if (!(has & (IBT | STRAY)))
+	if (!(has & IBT))
 		e->edx &= ~(1u << 20);
 	if (!(has & XSAVES))
 		cpuid_entry(cpuid, 0xd, 1)->eax &= ~(1u << 3);
