@@ -211,7 +211,7 @@ void ioapic_set_state(struct irqchip *chip, const void *state)
 	struct ioapic *ioapic = &chip->ioapic;
 
 	lock_take(&chip->lock);
-	ioapic->base = s->base_address;
+	__atomic_store_n(&ioapic->base, s->base_address, __ATOMIC_RELAXED);
 	ioapic->select = s->ioregsel & 0xff;
 	ioapic->id = s->id & 15;
 	ioapic->irr = 0;

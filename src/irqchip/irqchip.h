@@ -145,7 +145,10 @@ void lapic_write(struct lapic *lapic, unsigned offset, unsigned length, const vo
 // Registers as MSRs 0x800..0x8ff. false: #GP.
 bool lapic_msr_read(struct lapic *lapic, uint32_t msr, uint64_t *value);
 bool lapic_msr_write(struct lapic *lapic, uint32_t msr, uint64_t value);
-// IA32_APIC_BASE. false: #GP or -EINVAL. `host`: transitions that only RESET makes are allowed.
+// May IA32_APIC_BASE change from `old` to `value`, wherever the APIC is? `reserved`: bits that the guest's
+// processor has not. `host`: transitions that only RESET makes are allowed.
+bool apic_base_valid(uint64_t old, uint64_t value, uint64_t reserved, bool host);
+// IA32_APIC_BASE. false: #GP or -EINVAL.
 bool lapic_set_base(struct lapic *lapic, uint64_t value, bool host);
 // IA32_TSC_DEADLINE: reads 0 and ignores writes in other timer modes.
 uint64_t lapic_tsc_deadline(struct lapic *lapic);
@@ -215,7 +218,7 @@ void pic_set_state(struct irqchip *chip, unsigned which, const void *state);
 #define IOAPIC_SIZE 0x100u
 
 struct ioapic {
-	uint64_t base;
+	uint64_t base; // read without lock
 	uint32_t select, id;
 	uint32_t irr; // pins asserted
 	uint32_t notify; // see ioapic_set_notify()
@@ -248,7 +251,7 @@ struct pit {
 	bool present, speaker_port, speaker_data, hpet_legacy;
 	bool reinject;	  // ticks the guest has not taken are delivered later
 	bool in_service;  // a tick was delivered and not yet acknowledged
-	uint32_t pending; // ticks owed
+	uint32_t pending; // ticks owed; read without lock
 	uint64_t period, next; // of channel 0
 	struct pit_channel channel[3];
 };
@@ -270,7 +273,8 @@ struct irqchip {
 	void *vm;
 	struct lock lock;
 	bool pic_and_ioapic; // else they are in user space (split)
-	bool x2apic_broadcast_quirk_off;
+	_Atomic bool x2apic_broadcast_quirk_off;
+	_Atomic bool lint0_quirk_off; // RESET and INIT leave the boot processor's LINT0 masked, too
 	uint64_t bus_cycle_ns; // a tick of the APIC timers' undivided clock
 	struct pic pics[2];
 	uint8_t pic_output;  // INTR of the first 8259; read without lock

@@ -260,6 +260,8 @@ static uint32_t read_register(struct lapic *lapic, unsigned offset)
 // false: there is no such register, or it cannot be written.
 static bool write_register(struct lapic *lapic, unsigned offset, uint32_t value)
 {
+	uint32_t count;
+
 	for (unsigned i = 0; i < sizeof(lvts) / sizeof(*lvts); i++) {
 		if (offset == lvts[i].offset) {
 			write_lvt(lapic, &lvts[i], value);
@@ -288,9 +290,11 @@ static bool write_register(struct lapic *lapic, unsigned offset, uint32_t value)
 		return true;
 	case APIC_TDCR:
 		// The count goes on from where it is, at the new rate.
+		count = lapic_timer_count(lapic);
 		lapic_put(lapic, APIC_TDCR, value & 0xb);
 		if (lapic->deadline)
 			lapic_timer_restart(lapic);
+		lapic_timer_set_count(lapic, count);
 		return true;
 	}
 	return false;
@@ -420,23 +424,31 @@ static void set_ids(struct lapic *lapic)
 	}
 }
 
+#define APIC_BASE_MODES (APIC_BASE_ENABLE | APIC_BASE_X2APIC)
+
+bool apic_base_valid(uint64_t old, uint64_t value, uint64_t reserved, bool host)
+{
+	old &= APIC_BASE_MODES;
+	if (value & (reserved | 0x2ff))
+		return false;
+	switch (value & APIC_BASE_MODES) {
+	case APIC_BASE_X2APIC:
+		return false;
+	case APIC_BASE_MODES:
+		return host || old; // from disabled only to xAPIC
+	case APIC_BASE_ENABLE:
+		return host || old != APIC_BASE_MODES; // from x2APIC only to disabled
+	}
+	return true;
+}
+
 bool lapic_set_base(struct lapic *lapic, uint64_t value, bool host)
 {
-	uint64_t modes = APIC_BASE_ENABLE | APIC_BASE_X2APIC;
-	uint64_t old = lapic->base & modes, new = value & modes;
-	uint64_t reserved = 0x2ff | lapic->base_reserved;
+	uint64_t old = lapic->base & APIC_BASE_MODES, new = value & APIC_BASE_MODES;
+	uint64_t reserved = lapic->base_reserved | (lapic->has_x2apic ? 0 : APIC_BASE_X2APIC);
 
-	if (!lapic->has_x2apic)
-		reserved |= APIC_BASE_X2APIC;
-	if ((value & reserved) || new == APIC_BASE_X2APIC)
+	if (!apic_base_valid(old, value, reserved, host))
 		return false;
-	if (!host) {
-		// From disabled only to xAPIC; from x2APIC only to disabled.
-		if (!old && new == modes)
-			return false;
-		if (old == modes && new == APIC_BASE_ENABLE)
-			return false;
-	}
 	__atomic_store_n(&lapic->base, value, __ATOMIC_RELAXED);
 	if (old == new)
 		return true;
@@ -447,7 +459,7 @@ bool lapic_set_base(struct lapic *lapic, uint64_t value, bool host)
 	}
 	if (new) // from x2APIC mode to xAPIC, too, which only user space can do
 		set_ids(lapic);
-	if (!lapic_x2apic(lapic) && old == modes)
+	if (!lapic_x2apic(lapic) && old == APIC_BASE_MODES)
 		lapic_put(lapic, APIC_LDR, 0);
 	look_again(lapic);
 	return true;
@@ -469,7 +481,7 @@ void lapic_reset(struct lapic *lapic, bool init)
 	for (unsigned i = 0; i < sizeof(lvts) / sizeof(*lvts); i++)
 		lapic_put(lapic, lvts[i].offset, LVT_MASKED);
 	// Firmware that knows nothing of APICs expects virtual wire mode on the boot CPU.
-	if (lapic->base & APIC_BASE_BSP)
+	if ((lapic->base & APIC_BASE_BSP) && !lapic->chip->lint0_quirk_off)
 		lapic_put(lapic, APIC_LVT_LINT0, DELIVER_EXTINT << 8);
 	lapic->error_pending = 0;
 	lapic->tsc_deadline = 0;

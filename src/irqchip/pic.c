@@ -149,7 +149,7 @@ static void end_of_interrupt(struct irqchip *chip, unsigned which, unsigned inpu
 		tell_acked(chip, which, input);
 }
 
-static void initialize(struct irqchip *chip, struct pic *pic, uint8_t icw1)
+static void initialize(struct pic *pic, uint8_t icw1)
 {
 	pic->init4 = icw1 & 1;
 	pic->last_irr = 0;
@@ -198,7 +198,7 @@ static void write_command(struct irqchip *chip, unsigned which, uint8_t value)
 	struct pic *pic = &chip->pics[which];
 
 	if (value & 0x10) {
-		initialize(chip, pic, value);
+		initialize(pic, value);
 	} else if (value & 0x08) {
 		if (value & 0x04)
 			pic->poll = 1;

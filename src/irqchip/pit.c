@@ -65,13 +65,18 @@ static bool output(struct irqchip *chip, const struct pit_channel *c)
 }
 
 // ---- channel 0's interrupt ----
+static void set_pending(struct pit *pit, uint32_t ticks)
+{
+	__atomic_store_n(&pit->pending, ticks, __ATOMIC_RELAXED);
+}
+
 static void restart_timer(struct irqchip *chip)
 {
 	struct pit *pit = &chip->pit;
 	const struct pit_channel *c = &pit->channel[0];
 	uint64_t ns = ticks_to_ns(c->count);
 
-	pit->pending = 0;
+	set_pending(pit, 0);
 	__atomic_store_n(&pit->in_service, false, __ATOMIC_RELAXED);
 	pit->period = 0;
 	pit->next = 0;
@@ -95,9 +100,10 @@ void pit_timer(struct irqchip *chip, uint64_t at)
 {
 	struct pit *pit = &chip->pit;
 	uint64_t deadline, periods = 1;
-	bool fire = false, taken;
+	bool fire = false, reinject, taken;
 
 	lock_take(&chip->lock);
+	reinject = __atomic_load_n(&pit->reinject, __ATOMIC_RELAXED);
 	if (pit->next && at >= pit->next) {
 		if (pit->period) {
 			periods = 1 + (at - pit->next) / pit->period;
@@ -105,19 +111,17 @@ void pit_timer(struct irqchip *chip, uint64_t at)
 		} else {
 			pit->next = 0;
 		}
-		bool reinject = __atomic_load_n(&pit->reinject, __ATOMIC_RELAXED);
-
 		fire = !reinject;
 		if (reinject)
-			pit->pending += periods > 100 ? 100 : periods;
+			set_pending(pit, pit->pending + (periods > 100 ? 100 : periods));
 	}
 	// Owed more than this, the guest has stopped to listen, or its EOI never came.
 	if (pit->pending > 1000) {
-		pit->pending = 1;
+		set_pending(pit, 1);
 		__atomic_store_n(&pit->in_service, false, __ATOMIC_RELAXED);
 	}
 	if (pit->pending && !__atomic_load_n(&pit->in_service, __ATOMIC_SEQ_CST)) {
-		pit->pending--;
+		set_pending(pit, pit->pending - 1);
 		__atomic_store_n(&pit->in_service, true, __ATOMIC_RELAXED);
 		fire = true;
 	}
@@ -137,7 +141,7 @@ void pit_acked(struct irqchip *chip)
 {
 	__atomic_store_n(&chip->pit.in_service, false, __ATOMIC_SEQ_CST);
 	// Deliver what is owed from the timer's thread, outside the lock.
-	if (chip->pit.pending)
+	if (__atomic_load_n(&chip->pit.pending, __ATOMIC_RELAXED))
 		chip->ops->pit_timer(chip->vm, now(chip));
 }
 
@@ -258,7 +262,8 @@ static void set_gate2(struct irqchip *chip, bool gate)
 {
 	struct pit_channel *c = &chip->pit.channel[2];
 
-	// A rising gate restarts the counting modes that are triggered by it, and mode 0 as KVM has it not.
+	// A rising gate restarts the modes that it triggers. In the others it would stop the count while it is
+	// low: KVM does not do that, nor do we.
 	if (gate && !c->gate && (c->mode == 1 || c->mode == 5 || c->mode == 2 || c->mode == 3))
 		c->loaded_at = now(chip);
 	c->gate = gate;
@@ -266,7 +271,8 @@ static void set_gate2(struct irqchip *chip, bool gate)
 
 bool pit_owns_port(const struct irqchip *chip, uint16_t port)
 {
-	return __atomic_load_n(&chip->pit.present, __ATOMIC_ACQUIRE) && ((port & ~3) == 0x40 || (port == 0x61 && chip->pit.speaker_port));
+	return __atomic_load_n(&chip->pit.present, __ATOMIC_ACQUIRE) &&
+	       ((port & ~3) == 0x40 || (port == 0x61 && chip->pit.speaker_port));
 }
 
 uint8_t pit_port_read(struct irqchip *chip, uint16_t port)
@@ -305,7 +311,7 @@ void pit_set_reinject(struct irqchip *chip, bool reinject)
 	lock_take(&chip->lock);
 	if (chip->pit.reinject != reinject) {
 		__atomic_store_n(&chip->pit.reinject, reinject, __ATOMIC_RELAXED);
-		chip->pit.pending = 0;
+		set_pending(&chip->pit, 0);
 		__atomic_store_n(&chip->pit.in_service, false, __ATOMIC_RELAXED);
 		ioapic_update_vectors(chip);
 	}

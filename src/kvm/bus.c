@@ -266,9 +266,9 @@ bool bus_write(struct vm *vm, bool pio, u64 address, unsigned length, const void
 	memcpy(&value, data, length);
 	for (unsigned i = first_event(bus, &key); i < bus->event_count && !before(&key, &bus->events[i]); i++) {
 		const struct ioeventfd *e = &bus->events[i];
-		u64 mask = e->length == 8 ? ~0ull : (1ull << e->length * 8) - 1;
 
-		if ((e->length && e->length != length) || (e->match && (e->datamatch & mask) != value))
+		// More to match than the access is wide: never.
+		if ((e->length && e->length != length) || (e->match && e->datamatch != value))
 			continue;
 		raw_write(e->fd, &one, sizeof(one));
 		return true;

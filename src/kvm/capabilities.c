@@ -10,8 +10,8 @@
 #define X2APIC_API (KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)
 // Quirks that can be switched off. What else api.rst lists as one is not done in the first place.
 #define QUIRKS \
-	(KVM_X86_QUIRK_LAPIC_MMIO_HOLE | KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT | KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS | \
-	 KVM_X86_QUIRK_FIX_HYPERCALL_INSN | KVM_X86_QUIRK_SLOT_ZAP_ALL)
+	(KVM_X86_QUIRK_LINT0_REENABLED | KVM_X86_QUIRK_LAPIC_MMIO_HOLE | KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT | \
+	 KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS | KVM_X86_QUIRK_FIX_HYPERCALL_INSN | KVM_X86_QUIRK_SLOT_ZAP_ALL)
 #define DISABLE_EXITS \
 	(KVM_X86_DISABLE_EXITS_MWAIT | KVM_X86_DISABLE_EXITS_PAUSE | KVM_X86_DISABLE_EXITS_HLT | \
 	 KVM_X86_DISABLE_EXITS_CSTATE)
@@ -139,10 +139,30 @@ void capability_apply_quirks(struct vm *vm, struct vcpu *vcpu)
 	vcpu->cpu->monitor_by_msr = vm->disabled_quirks & KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT;
 }
 
+void capability_apply_to_chip(struct vm *vm, struct irqchip *chip)
+{
+	chip->x2apic_broadcast_quirk_off = vm->x2apic_api & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+	chip->lint0_quirk_off = vm->disabled_quirks & KVM_X86_QUIRK_LINT0_REENABLED;
+}
+
+static int use_x2apic_api(struct vm *vm, u64 flags)
+{
+	if (flags & ~(u64)X2APIC_API)
+		return -EINVAL;
+	lock_take(&vm->lock);
+	vm->x2apic_api |= flags; // once on, it stays
+	if (vm->chip)
+		capability_apply_to_chip(vm, vm->chip);
+	lock_release(&vm->lock);
+	return 0;
+}
+
 static int disable_quirks(struct vm *vm, u64 quirks)
 {
 	lock_take(&vm->lock);
 	vm->disabled_quirks = quirks;
+	if (vm->chip)
+		capability_apply_to_chip(vm, vm->chip);
 	for (unsigned i = 0; i < vm_vcpu_count(vm); i++)
 		capability_apply_quirks(vm, vm_vcpu(vm, i));
 	lock_release(&vm->lock);
@@ -171,12 +191,7 @@ int capability_enable(struct vm *vm, const struct kvm_enable_cap *cap)
 	case KVM_CAP_SPLIT_IRQCHIP:
 		return arg > MAX_GSI ? -EINVAL : irq_create_chip(vm, true, arg);
 	case KVM_CAP_X2APIC_API:
-		if (arg & ~(u64)X2APIC_API)
-			return -EINVAL;
-		vm->x2apic_api |= arg; // once on, it stays
-		if (vm->chip && (arg & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK))
-			vm->chip->x2apic_broadcast_quirk_off = true;
-		return 0;
+		return use_x2apic_api(vm, arg);
 	case KVM_CAP_X86_APIC_BUS_CYCLES_NS:
 		return irq_set_bus_cycle(vm, arg);
 	case KVM_CAP_EXCEPTION_PAYLOAD:

@@ -52,7 +52,7 @@ void events_get(struct vcpu *vcpu, struct kvm_vcpu_events *e)
 	e->interrupt.shadow = !cpu->interrupt_shadow ? 0 :
 			      cpu->mov_ss_shadow ? KVM_X86_SHADOW_INT_MOV_SS : KVM_X86_SHADOW_INT_STI;
 	e->nmi.injected = cpu->external.valid && cpu->external.nmi;
-	e->nmi.pending = cpu->nmi_pending != 0;
+	e->nmi.pending = cpu->nmi_pending;
 	e->nmi.masked = cpu->nmi_masked;
 	e->smi.smm = cpu->smm;
 	e->smi.pending = cpu->smi_pending;
@@ -150,7 +150,7 @@ int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
 	}
 	cpu->nmi_masked = e->nmi.masked;
 	if (e->flags & KVM_VCPUEVENT_VALID_NMI_PENDING)
-		__atomic_store_n(&cpu->nmi_pending, e->nmi.pending, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&cpu->nmi_pending, e->nmi.pending < NMIS_MAX ? e->nmi.pending : NMIS_MAX, __ATOMIC_SEQ_CST);
 	if ((e->flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR) && vcpu->lapic &&
 	    vcpu->mp_state == KVM_MP_STATE_SIPI_RECEIVED)
 		vcpu->lapic->sipi_vector = e->sipi_vector;

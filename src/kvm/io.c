@@ -55,6 +55,7 @@ static bool kernel_port(struct vcpu *vcpu, u16 port, u8 *data, unsigned size, bo
 	return true;
 }
 
+// At most a page, as the processor reads memory for it.
 enum cpu_ops_result ops_pio(void *opaque, u16 port, void *data, unsigned size, unsigned count, bool write)
 {
 	struct vcpu *vcpu = opaque;
@@ -80,15 +81,16 @@ enum cpu_ops_result ops_pio(void *opaque, u16 port, void *data, unsigned size, u
 	}
 	if (done == count)
 		return CPU_OPS_DONE;
-	if (size * count > PAGE_SIZE)
-		count = PAGE_SIZE / size;
+	// Of a repeated output, the rest: what an eventfd or a ring has taken is not made again.
+	if (!write)
+		done = 0;
 	run->io.direction = write ? KVM_EXIT_IO_OUT : KVM_EXIT_IO_IN;
 	run->io.size = size;
 	run->io.port = port;
-	run->io.count = count;
+	run->io.count = count - done;
 	run->io.data_offset = PAGE_SIZE;
 	if (write)
-		memcpy(vcpu->pio_page, data, size * count);
+		memcpy(vcpu->pio_page, bytes + done * size, size * (count - done));
 	else
 		memset(vcpu->pio_page, 0, size * count);
 	vcpu->pio.port = port;
@@ -126,15 +128,18 @@ static bool apic_page(struct vcpu *vcpu, unsigned offset, void *data, unsigned l
 static bool kernel_memory(struct vcpu *vcpu, u64 gpa, void *data, unsigned length, bool write)
 {
 	struct irqchip *chip = __atomic_load_n(&vcpu->vm->chip, __ATOMIC_ACQUIRE);
+	u64 offset = ~0ull; // into the I/O APIC
 
 	if (vcpu->lapic && gpa - (vcpu->lapic->base & ~0xfffull) < PAGE_SIZE &&
 	    apic_page(vcpu, gpa & 0xfff, data, length, write))
 		return true;
-	if (chip && chip->pic_and_ioapic && gpa - chip->ioapic.base < IOAPIC_SIZE) {
+	if (chip && chip->pic_and_ioapic)
+		offset = gpa - __atomic_load_n(&chip->ioapic.base, __ATOMIC_RELAXED);
+	if (offset < IOAPIC_SIZE) {
 		if (write)
-			ioapic_write(chip, gpa - chip->ioapic.base, length, data);
+			ioapic_write(chip, offset, length, data);
 		else
-			ioapic_read(chip, gpa - chip->ioapic.base, length, data);
+			ioapic_read(chip, offset, length, data);
 		return true;
 	}
 	return write && bus_write(vcpu->vm, false, gpa, length, data);

@@ -37,10 +37,11 @@ typedef long ioctl_handler(struct call *call);
 
 struct ioctl_row {
 	u32 number;
-	u8 kind, needs;
-	ioctl_handler *handler;
-	const char *note; // for people, or NULL
+	u8 kind;
 	const char *name;
+	ioctl_handler *handler;
+	u8 needs;
+	const char *note; // for people, or NULL
 };
 
 #define HANDLER(name) static long name(struct call *c)
@@ -91,7 +92,7 @@ HANDLER(set_user_memory_region2)
 
 HANDLER(set_tss_addr)
 {
-	if (c->value > 0xffffffffu - 3 * PAGE_SIZE)
+	if (c->value > (u32)-(3 * PAGE_SIZE))
 		return -EINVAL;
 	c->vm->tss_addr = c->value;
 	return 0;
@@ -99,10 +100,15 @@ HANDLER(set_tss_addr)
 
 HANDLER(set_identity_map_addr)
 {
-	if (vm_vcpu_count(c->vm))
-		return -EINVAL;
-	memcpy(&c->vm->identity_map_addr, c->arg, 8);
-	return 0;
+	long result = -EINVAL;
+
+	lock_take(&c->vm->lock);
+	if (!c->vm->vcpu_count) {
+		c->vm->identity_map_addr = *(u64 *)c->arg;
+		result = 0;
+	}
+	lock_release(&c->vm->lock);
+	return result;
 }
 
 // There are no shadow pages to limit: the number is kept for who asks.
@@ -469,107 +475,112 @@ HANDLER(has_device_attr)
 }
 
 // The guest's task priority is never reported to user space, and needs no help from it.
-HANDLER(accept) { return 0; }
+HANDLER(tpr_access_reporting) { return ((const struct kvm_tpr_access_ctl *)c->arg)->flags ? -EINVAL : 0; }
+HANDLER(set_vapic_addr) { return 0; }
 
-#define ROW(number, ...) { number, __VA_ARGS__, .name = #number }
+#define SYSTEM(request, ...) { .kind = FD_SYSTEM, .number = request, .name = #request, .handler = __VA_ARGS__ },
+#define VM(request, ...) { .kind = FD_VM, .number = request, .name = #request, .handler = __VA_ARGS__ },
+#define VCPU(request, ...) { .kind = FD_VCPU, .number = request, .name = #request, .handler = __VA_ARGS__ },
+#define NOTE(text) .note = (text)
+#define NEEDS(what) .needs = (what)
 static const struct ioctl_row rows[] = {
-	ROW(KVM_GET_API_VERSION, FD_SYSTEM, NO_ARG, get_api_version),
-	ROW(KVM_CREATE_VM, FD_SYSTEM, 0, create_vm, "type 0 only"),
-	ROW(KVM_GET_VCPU_MMAP_SIZE, FD_SYSTEM, NO_ARG, get_vcpu_mmap_size),
-	ROW(KVM_CHECK_EXTENSION, FD_SYSTEM, 0, check_extension),
-	ROW(KVM_GET_SUPPORTED_CPUID, FD_SYSTEM, ARRAY, get_supported_cpuid),
-	ROW(KVM_GET_EMULATED_CPUID, FD_SYSTEM, ARRAY, get_emulated_cpuid, "features that are there on request only"),
-	ROW(KVM_GET_MSR_INDEX_LIST, FD_SYSTEM, ARRAY, get_msr_index_list),
-	ROW(KVM_GET_MSR_FEATURE_INDEX_LIST, FD_SYSTEM, ARRAY, get_msr_feature_list),
-	ROW(KVM_GET_MSRS, FD_SYSTEM, ARRAY, get_feature_msrs),
-	ROW(KVM_X86_GET_MCE_CAP_SUPPORTED, FD_SYSTEM, ARRAY, get_mce_cap),
-	ROW(KVM_GET_DEVICE_ATTR, FD_SYSTEM, 0, get_system_attr, "KVM_X86_XCOMP_GUEST_SUPP"),
-	ROW(KVM_HAS_DEVICE_ATTR, FD_SYSTEM, 0, has_system_attr),
+	SYSTEM(KVM_GET_API_VERSION, get_api_version, NEEDS(NO_ARG))
+	SYSTEM(KVM_CREATE_VM, create_vm, NOTE("type 0 only"))
+	SYSTEM(KVM_GET_VCPU_MMAP_SIZE, get_vcpu_mmap_size, NEEDS(NO_ARG))
+	SYSTEM(KVM_CHECK_EXTENSION, check_extension)
+	SYSTEM(KVM_GET_SUPPORTED_CPUID, get_supported_cpuid, NEEDS(ARRAY))
+	SYSTEM(KVM_GET_EMULATED_CPUID, get_emulated_cpuid, NEEDS(ARRAY), NOTE("features that are there on request only"))
+	SYSTEM(KVM_GET_MSR_INDEX_LIST, get_msr_index_list, NEEDS(ARRAY))
+	SYSTEM(KVM_GET_MSR_FEATURE_INDEX_LIST, get_msr_feature_list, NEEDS(ARRAY))
+	SYSTEM(KVM_GET_MSRS, get_feature_msrs, NEEDS(ARRAY))
+	SYSTEM(KVM_X86_GET_MCE_CAP_SUPPORTED, get_mce_cap, NEEDS(ARRAY))
+	SYSTEM(KVM_GET_DEVICE_ATTR, get_system_attr, NOTE("KVM_X86_XCOMP_GUEST_SUPP"))
+	SYSTEM(KVM_HAS_DEVICE_ATTR, has_system_attr)
 
-	ROW(KVM_CHECK_EXTENSION, FD_VM, 0, check_extension),
-	ROW(KVM_SET_USER_MEMORY_REGION, FD_VM, 0, set_user_memory_region),
-	ROW(KVM_SET_USER_MEMORY_REGION2, FD_VM, 0, set_user_memory_region2),
-	ROW(KVM_SET_TSS_ADDR, FD_VM, 0, set_tss_addr, "kept; real mode needs no such memory here"),
-	ROW(KVM_SET_IDENTITY_MAP_ADDR, FD_VM, 0, set_identity_map_addr, "kept; real mode needs no such memory here"),
-	ROW(KVM_SET_NR_MMU_PAGES, FD_VM, 0, set_nr_mmu_pages, "kept; there are no shadow pages"),
-	ROW(KVM_GET_NR_MMU_PAGES, FD_VM, 0, get_nr_mmu_pages, "what was set"),
-	ROW(KVM_SET_BOOT_CPU_ID, FD_VM, 0, set_boot_cpu_id),
-	ROW(KVM_CREATE_IRQCHIP, FD_VM, 0, create_irqchip),
-	ROW(KVM_CREATE_PIT, FD_VM, 0, create_pit),
-	ROW(KVM_CREATE_PIT2, FD_VM, 0, create_pit2),
-	ROW(KVM_IRQ_LINE, FD_VM, ANY_CHIP, irq_line),
-	ROW(KVM_IRQ_LINE_STATUS, FD_VM, ANY_CHIP, irq_line),
-	ROW(KVM_GET_IRQCHIP, FD_VM, FULL_CHIP, get_irqchip),
-	ROW(KVM_SET_IRQCHIP, FD_VM, FULL_CHIP | ARRAY, set_irqchip),
-	ROW(KVM_GET_PIT2, FD_VM, 0, get_pit2),
-	ROW(KVM_SET_PIT2, FD_VM, 0, set_pit2),
-	ROW(KVM_REINJECT_CONTROL, FD_VM, ARRAY, reinject_control),
-	ROW(KVM_SET_GSI_ROUTING, FD_VM, 0, set_gsi_routing),
-	ROW(KVM_SIGNAL_MSI, FD_VM, 0, signal_msi),
-	ROW(KVM_IOEVENTFD, FD_VM, 0, ioeventfd),
-	ROW(KVM_IRQFD, FD_VM, 0, irqfd),
-	ROW(KVM_REGISTER_COALESCED_MMIO, FD_VM, 0, register_coalesced),
-	ROW(KVM_UNREGISTER_COALESCED_MMIO, FD_VM, 0, unregister_coalesced),
-	ROW(KVM_CREATE_VCPU, FD_VM, 0, create_vcpu),
-	ROW(KVM_GET_DIRTY_LOG, FD_VM, 0, get_dirty_log),
-	ROW(KVM_CLEAR_DIRTY_LOG, FD_VM, 0, clear_dirty_log),
-	ROW(KVM_GET_STATS_FD, FD_VM, 0, get_vm_stats),
-	ROW(KVM_RESET_DIRTY_RINGS, FD_VM, 0, reset_dirty_rings),
-	ROW(KVM_ENABLE_CAP, FD_VM, 0, enable_cap),
-	ROW(KVM_X86_SET_MSR_FILTER, FD_VM, 0, set_msr_filter),
-	ROW(KVM_CREATE_DEVICE, FD_VM, 0, create_device, "there are no device types: ENODEV"),
-	ROW(KVM_GET_CLOCK, FD_VM, 0, get_clock),
-	ROW(KVM_SET_CLOCK, FD_VM, 0, set_clock),
-	ROW(KVM_GET_TSC_KHZ, FD_VM, 0, vm_get_tsc_khz),
-	ROW(KVM_SET_TSC_KHZ, FD_VM, 0, vm_set_tsc_khz),
+	VM(KVM_CHECK_EXTENSION, check_extension)
+	VM(KVM_SET_USER_MEMORY_REGION, set_user_memory_region)
+	VM(KVM_SET_USER_MEMORY_REGION2, set_user_memory_region2)
+	VM(KVM_SET_TSS_ADDR, set_tss_addr, NOTE("kept; real mode needs no such memory here"))
+	VM(KVM_SET_IDENTITY_MAP_ADDR, set_identity_map_addr, NOTE("kept; real mode needs no such memory here"))
+	VM(KVM_SET_NR_MMU_PAGES, set_nr_mmu_pages, NOTE("kept; there are no shadow pages"))
+	VM(KVM_GET_NR_MMU_PAGES, get_nr_mmu_pages, NOTE("what was set"))
+	VM(KVM_SET_BOOT_CPU_ID, set_boot_cpu_id)
+	VM(KVM_CREATE_IRQCHIP, create_irqchip)
+	VM(KVM_CREATE_PIT, create_pit)
+	VM(KVM_CREATE_PIT2, create_pit2)
+	VM(KVM_IRQ_LINE, irq_line, NEEDS(ANY_CHIP))
+	VM(KVM_IRQ_LINE_STATUS, irq_line, NEEDS(ANY_CHIP))
+	VM(KVM_GET_IRQCHIP, get_irqchip, NEEDS(FULL_CHIP))
+	VM(KVM_SET_IRQCHIP, set_irqchip, NEEDS(FULL_CHIP | ARRAY))
+	VM(KVM_GET_PIT2, get_pit2)
+	VM(KVM_SET_PIT2, set_pit2)
+	VM(KVM_REINJECT_CONTROL, reinject_control, NEEDS(ARRAY))
+	VM(KVM_SET_GSI_ROUTING, set_gsi_routing)
+	VM(KVM_SIGNAL_MSI, signal_msi)
+	VM(KVM_IOEVENTFD, ioeventfd)
+	VM(KVM_IRQFD, irqfd)
+	VM(KVM_REGISTER_COALESCED_MMIO, register_coalesced)
+	VM(KVM_UNREGISTER_COALESCED_MMIO, unregister_coalesced)
+	VM(KVM_CREATE_VCPU, create_vcpu)
+	VM(KVM_GET_DIRTY_LOG, get_dirty_log)
+	VM(KVM_CLEAR_DIRTY_LOG, clear_dirty_log)
+	VM(KVM_GET_STATS_FD, get_vm_stats)
+	VM(KVM_RESET_DIRTY_RINGS, reset_dirty_rings)
+	VM(KVM_ENABLE_CAP, enable_cap)
+	VM(KVM_X86_SET_MSR_FILTER, set_msr_filter)
+	VM(KVM_CREATE_DEVICE, create_device, NOTE("there are no device types: ENODEV"))
+	VM(KVM_GET_CLOCK, get_clock)
+	VM(KVM_SET_CLOCK, set_clock)
+	VM(KVM_GET_TSC_KHZ, vm_get_tsc_khz)
+	VM(KVM_SET_TSC_KHZ, vm_set_tsc_khz)
 
-	ROW(KVM_RUN, FD_VCPU, NO_ARG, run),
-	ROW(KVM_GET_REGS, FD_VCPU, 0, get_regs),
-	ROW(KVM_SET_REGS, FD_VCPU, 0, set_regs),
-	ROW(KVM_GET_SREGS, FD_VCPU, 0, get_sregs),
-	ROW(KVM_SET_SREGS, FD_VCPU, 0, set_sregs),
-	ROW(KVM_GET_SREGS2, FD_VCPU, 0, get_sregs2),
-	ROW(KVM_SET_SREGS2, FD_VCPU, 0, set_sregs2),
-	ROW(KVM_SET_CPUID2, FD_VCPU, ARRAY, set_cpuid2),
-	ROW(KVM_GET_CPUID2, FD_VCPU, ARRAY, get_cpuid2),
-	ROW(KVM_GET_MSRS, FD_VCPU, ARRAY, get_msrs),
-	ROW(KVM_SET_MSRS, FD_VCPU, ARRAY, set_msrs),
-	ROW(KVM_GET_FPU, FD_VCPU, 0, get_fpu),
-	ROW(KVM_SET_FPU, FD_VCPU, 0, set_fpu),
-	ROW(KVM_GET_XSAVE, FD_VCPU, ARRAY, get_xsave),
-	ROW(KVM_GET_XSAVE2, FD_VCPU, ARRAY, get_xsave2),
-	ROW(KVM_SET_XSAVE, FD_VCPU, ARRAY, set_xsave),
-	ROW(KVM_GET_XCRS, FD_VCPU, 0, get_xcrs),
-	ROW(KVM_SET_XCRS, FD_VCPU, 0, set_xcrs),
-	ROW(KVM_GET_DEBUGREGS, FD_VCPU, 0, get_debugregs),
-	ROW(KVM_SET_DEBUGREGS, FD_VCPU, 0, set_debugregs),
-	ROW(KVM_GET_VCPU_EVENTS, FD_VCPU, 0, get_events),
-	ROW(KVM_SET_VCPU_EVENTS, FD_VCPU, 0, set_events),
-	ROW(KVM_GET_MP_STATE, FD_VCPU, 0, get_mp_state),
-	ROW(KVM_SET_MP_STATE, FD_VCPU, 0, set_mp_state),
-	ROW(KVM_GET_LAPIC, FD_VCPU, LAPIC, get_lapic),
-	ROW(KVM_SET_LAPIC, FD_VCPU, LAPIC, set_lapic),
-	ROW(KVM_INTERRUPT, FD_VCPU, 0, interrupt),
-	ROW(KVM_NMI, FD_VCPU, 0, nmi),
-	ROW(KVM_SMI, FD_VCPU, 0, smi),
-	ROW(KVM_SET_SIGNAL_MASK, FD_VCPU, ARRAY, set_signal_mask),
-	ROW(KVM_SET_GUEST_DEBUG, FD_VCPU, 0, set_guest_debug),
-	ROW(KVM_TRANSLATE, FD_VCPU, 0, do_translate),
-	ROW(KVM_GET_ONE_REG, FD_VCPU, 0, get_one_reg),
-	ROW(KVM_SET_ONE_REG, FD_VCPU, 0, set_one_reg),
-	ROW(KVM_GET_REG_LIST, FD_VCPU, ARRAY, get_reg_list),
-	ROW(KVM_ENABLE_CAP, FD_VCPU, 0, vcpu_enable_cap),
-	ROW(KVM_SET_TSC_KHZ, FD_VCPU, 0, set_tsc_khz),
-	ROW(KVM_GET_TSC_KHZ, FD_VCPU, 0, get_tsc_khz),
-	ROW(KVM_KVMCLOCK_CTRL, FD_VCPU, 0, kvmclock_ctrl),
-	ROW(KVM_GET_STATS_FD, FD_VCPU, 0, get_vcpu_stats),
-	ROW(KVM_GET_DEVICE_ATTR, FD_VCPU, 0, get_device_attr),
-	ROW(KVM_SET_DEVICE_ATTR, FD_VCPU, 0, set_device_attr),
-	ROW(KVM_HAS_DEVICE_ATTR, FD_VCPU, 0, has_device_attr),
-	ROW(KVM_X86_SETUP_MCE, FD_VCPU, 0, setup_mce),
-	ROW(KVM_X86_SET_MCE, FD_VCPU, 0, set_mce),
-	ROW(KVM_TPR_ACCESS_REPORTING, FD_VCPU, LAPIC, accept, "accepted; there is nothing to report"),
-	ROW(KVM_SET_VAPIC_ADDR, FD_VCPU, LAPIC, accept, "accepted; the guest needs no help with its task priority"),
+	VCPU(KVM_RUN, run, NEEDS(NO_ARG))
+	VCPU(KVM_GET_REGS, get_regs)
+	VCPU(KVM_SET_REGS, set_regs)
+	VCPU(KVM_GET_SREGS, get_sregs)
+	VCPU(KVM_SET_SREGS, set_sregs)
+	VCPU(KVM_GET_SREGS2, get_sregs2)
+	VCPU(KVM_SET_SREGS2, set_sregs2)
+	VCPU(KVM_SET_CPUID2, set_cpuid2, NEEDS(ARRAY))
+	VCPU(KVM_GET_CPUID2, get_cpuid2, NEEDS(ARRAY))
+	VCPU(KVM_GET_MSRS, get_msrs, NEEDS(ARRAY))
+	VCPU(KVM_SET_MSRS, set_msrs, NEEDS(ARRAY))
+	VCPU(KVM_GET_FPU, get_fpu)
+	VCPU(KVM_SET_FPU, set_fpu)
+	VCPU(KVM_GET_XSAVE, get_xsave, NEEDS(ARRAY))
+	VCPU(KVM_GET_XSAVE2, get_xsave2, NEEDS(ARRAY))
+	VCPU(KVM_SET_XSAVE, set_xsave, NEEDS(ARRAY))
+	VCPU(KVM_GET_XCRS, get_xcrs)
+	VCPU(KVM_SET_XCRS, set_xcrs)
+	VCPU(KVM_GET_DEBUGREGS, get_debugregs)
+	VCPU(KVM_SET_DEBUGREGS, set_debugregs)
+	VCPU(KVM_GET_VCPU_EVENTS, get_events)
+	VCPU(KVM_SET_VCPU_EVENTS, set_events)
+	VCPU(KVM_GET_MP_STATE, get_mp_state)
+	VCPU(KVM_SET_MP_STATE, set_mp_state)
+	VCPU(KVM_GET_LAPIC, get_lapic, NEEDS(LAPIC))
+	VCPU(KVM_SET_LAPIC, set_lapic, NEEDS(LAPIC))
+	VCPU(KVM_INTERRUPT, interrupt)
+	VCPU(KVM_NMI, nmi)
+	VCPU(KVM_SMI, smi)
+	VCPU(KVM_SET_SIGNAL_MASK, set_signal_mask, NEEDS(ARRAY))
+	VCPU(KVM_SET_GUEST_DEBUG, set_guest_debug)
+	VCPU(KVM_TRANSLATE, do_translate)
+	VCPU(KVM_GET_ONE_REG, get_one_reg)
+	VCPU(KVM_SET_ONE_REG, set_one_reg)
+	VCPU(KVM_GET_REG_LIST, get_reg_list, NEEDS(ARRAY))
+	VCPU(KVM_ENABLE_CAP, vcpu_enable_cap)
+	VCPU(KVM_SET_TSC_KHZ, set_tsc_khz)
+	VCPU(KVM_GET_TSC_KHZ, get_tsc_khz)
+	VCPU(KVM_KVMCLOCK_CTRL, kvmclock_ctrl)
+	VCPU(KVM_GET_STATS_FD, get_vcpu_stats)
+	VCPU(KVM_GET_DEVICE_ATTR, get_device_attr)
+	VCPU(KVM_SET_DEVICE_ATTR, set_device_attr)
+	VCPU(KVM_HAS_DEVICE_ATTR, has_device_attr)
+	VCPU(KVM_X86_SETUP_MCE, setup_mce)
+	VCPU(KVM_X86_SET_MCE, set_mce)
+	VCPU(KVM_TPR_ACCESS_REPORTING, tpr_access_reporting, NEEDS(LAPIC), NOTE("accepted; there is nothing to report"))
+	VCPU(KVM_SET_VAPIC_ADDR, set_vapic_addr, NEEDS(LAPIC), NOTE("accepted; the guest needs no help with its task priority"))
 };
 
 // ---- the table for people ----

@@ -295,7 +295,7 @@ int irq_create_chip(struct vm *vm, bool split, unsigned pins)
 	chip = irqchip_create(&irq_chip_ops, vm, MAX_VCPUS, !split);
 	if (!chip)
 		goto out;
-	chip->x2apic_broadcast_quirk_off = vm->x2apic_api & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+	capability_apply_to_chip(vm, chip);
 	vm->split = split;
 	vm->split_pins = pins;
 	result = set_routing(vm, entries, split ? 0 : n);

@@ -27,6 +27,7 @@
 #define MAX_GSI 4096
 #define GUEST_PHYS_BITS_MAX 52
 #define HIDDEN_CET_WORDS 10
+#define NMIS_MAX 2 // that wait, as in KVM: one behind the one that is being handled, or two at once
 
 struct vm;
 struct vcpu;
@@ -213,8 +214,8 @@ struct vm {
 	// Capabilities switched on
 	u32 max_vcpu_id; // ids are smaller; 0: not decided yet
 	_Atomic u64 x2apic_api, exception_payload, triple_fault_event, msr_exits, manual_dirty_protect;
-	bool hlt_in_guest; // KVM_CAP_X86_DISABLE_EXITS: HLT
-	bool platform_info_denied; // KVM_CAP_MSR_PLATFORM_INFO switched off
+	_Atomic bool hlt_in_guest; // KVM_CAP_X86_DISABLE_EXITS: HLT
+	_Atomic bool platform_info_denied; // KVM_CAP_MSR_PLATFORM_INFO switched off
 	_Atomic u64 disabled_quirks, exit_on_emulation_failure;
 
 	// Clock
@@ -432,6 +433,7 @@ void msr_filter_destroy(struct msr_filter *filter);
 long capability(struct vm *vm, unsigned long number); // vm NULL: of the system
 int capability_enable(struct vm *vm, const struct kvm_enable_cap *cap);
 void capability_apply_quirks(struct vm *vm, struct vcpu *vcpu); // what vm->disabled_quirks means to its processor
+void capability_apply_to_chip(struct vm *vm, struct irqchip *chip); // and what to its APICs; vm->lock held
 int capability_enable_vcpu(struct vcpu *vcpu, const struct kvm_enable_cap *cap);
 
 #endif

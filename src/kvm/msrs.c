@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // MSRs that are not the processor's own: APIC, TSC deadline, KVM's paravirtual ones.
 // msr.rst: "KVM-specific MSRs".
+#include "cpu/features.h"
 #include "cpu/msr.h"
 #include "cpu/system.h"
 #include "kvm/kvm.h"
@@ -18,7 +19,11 @@ int lapic_base_set(struct vcpu *vcpu, u64 value, bool host)
 		if (!lapic_set_base(vcpu->lapic, value, host))
 			return -EINVAL;
 	} else {
-		if ((value & 0x2ff) || value >> vcpu->cpu->phys_bits)
+		u64 reserved = ~((1ull << vcpu->cpu->phys_bits) - 1);
+
+		if (!vcpu->cpu->cpuid_count || !guest_has(vcpu->cpu, FEATURE_X2APIC))
+			reserved |= APIC_BASE_X2APIC;
+		if (!apic_base_valid(vcpu->apic_base, value, reserved, host))
 			return -EINVAL;
 		vcpu->apic_base = value;
 	}

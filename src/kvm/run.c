@@ -31,7 +31,7 @@ void vcpu_wake(void *opaque, unsigned what)
 		requests |= REQ_IRQ;
 	if (what & WAKE_NMI) {
 		n = __atomic_load_n(&vcpu->cpu->nmi_pending, __ATOMIC_RELAXED);
-		while (n < 2 && !__atomic_compare_exchange_n(&vcpu->cpu->nmi_pending, &n, n + 1, false,
+		while (n < NMIS_MAX && !__atomic_compare_exchange_n(&vcpu->cpu->nmi_pending, &n, n + 1, false,
 							     __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 			;
 		requests |= REQ_NMI;
@@ -87,9 +87,8 @@ static bool can_inject(const struct vcpu *vcpu)
 	       !cpu->event.valid && !cpu->external.valid && hears_user_space(vcpu);
 }
 
-int ops_interrupt(void *opaque, bool acknowledge)
+static int waiting_interrupt(struct vcpu *vcpu, bool acknowledge)
 {
-	struct vcpu *vcpu = opaque;
 	struct irqchip *chip = vcpu->vm->chip;
 	int vector = vcpu->queued_interrupt;
 
@@ -112,6 +111,15 @@ int ops_interrupt(void *opaque, bool acknowledge)
 	if (chip->pic_and_ioapic && pic_pending(chip) && lapic_accepts_pic(vcpu->lapic))
 		return acknowledge ? pic_acknowledge(chip) : 0;
 	return lapic_interrupt(vcpu->lapic, acknowledge);
+}
+
+int ops_interrupt(void *opaque, bool acknowledge)
+{
+	struct vcpu *vcpu = opaque;
+	int vector = waiting_interrupt(vcpu, acknowledge);
+
+	vcpu->counters->irq_injections += acknowledge && vector >= 0;
+	return vector;
 }
 
 static u64 ops_get_cr8(void *opaque)
@@ -388,6 +396,7 @@ static long run_loop(struct vcpu *vcpu)
 			accept_events(vcpu);
 			if (vcpu->mp_state == KVM_MP_STATE_HALTED) {
 				vcpu->mp_state = KVM_MP_STATE_RUNNABLE;
+				vcpu->counters->halt_wakeup++;
 				// SMM's save area tells of the HLT, and RSM may go back to it.
 				cpu->halted = cpu->smi_pending && !cpu->smm;
 			}

@@ -97,6 +97,12 @@ static bool still_ours(int fd)
 	return false;
 }
 
+// What the kernel does for every descriptor, whatever file it stands for.
+static bool of_any_file(unsigned long request)
+{
+	return request == FIOCLEX || request == FIONCLEX || request == FIONBIO || request == FIOASYNC;
+}
+
 EXPORT int ioctl(int fd, unsigned long request, ...)
 {
 	va_list args;
@@ -106,7 +112,7 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 	va_start(args, request);
 	argument = va_arg(args, void *);
 	va_end(args);
-	if (_IOC_TYPE(request) == KVMIO ? ours(fd) : still_ours(fd))
+	if (_IOC_TYPE(request) == KVMIO ? ours(fd) : !of_any_file(request) && still_ours(fd))
 		return ioctl_ours(fd, request, argument);
 	result = REAL(ioctl)(fd, request, argument);
 	if (result < 0 && errno == ENOTTY && !thread.inside && _IOC_TYPE(request) == KVMIO && adopt(fd))
@@ -124,19 +130,15 @@ static void *map_ours(void *address, size_t length, int protection, int flags, i
 	return area;
 }
 
-EXPORT void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
-{
-	if ((flags & MAP_ANONYMOUS) || !still_ours(fd))
-		return REAL(mmap)(address, length, protection, flags, fd, offset);
-	return map_ours(address, length, protection, flags, fd, offset);
-}
-
-EXPORT void *mmap64(void *address, size_t length, int protection, int flags, int fd, off64_t offset)
-{
-	if ((flags & MAP_ANONYMOUS) || !still_ours(fd))
-		return REAL(mmap64)(address, length, protection, flags, fd, offset);
-	return map_ours(address, length, protection, flags, fd, offset);
-}
+#define MMAP_FUNCTION(name) \
+	EXPORT void *name(void *address, size_t length, int protection, int flags, int fd, off_t offset) \
+	{ \
+		if ((flags & MAP_ANONYMOUS) || !still_ours(fd)) \
+			return REAL(name)(address, length, protection, flags, fd, offset); \
+		return map_ours(address, length, protection, flags, fd, offset); \
+	}
+MMAP_FUNCTION(mmap)
+MMAP_FUNCTION(mmap64)
 
 EXPORT int close(int fd)
 {
@@ -198,31 +200,22 @@ static bool copies(int command)
 	return !thread.inside && (command == F_DUPFD || command == F_DUPFD_CLOEXEC);
 }
 
-EXPORT int fcntl(int fd, int command, ...)
-{
-	va_list args;
-	void *argument;
-	int result;
-
-	va_start(args, command);
-	argument = va_arg(args, void *);
-	va_end(args);
-	result = REAL(fcntl)(fd, command, argument);
-	return copies(command) ? copied(fd, result) : result;
-}
-
-EXPORT int fcntl64(int fd, int command, ...)
-{
-	va_list args;
-	void *argument;
-	int result;
-
-	va_start(args, command);
-	argument = va_arg(args, void *);
-	va_end(args);
-	result = REAL(fcntl64)(fd, command, argument);
-	return copies(command) ? copied(fd, result) : result;
-}
+// The two are the same here: file offsets have 64 bits.
+#define FCNTL_FUNCTION(name) \
+	EXPORT int name(int fd, int command, ...) \
+	{ \
+		va_list args; \
+		void *argument; \
+		int result; \
+\
+		va_start(args, command); \
+		argument = va_arg(args, void *); \
+		va_end(args); \
+		result = REAL(name)(fd, command, argument); \
+		return copies(command) ? copied(fd, result) : result; \
+	}
+FCNTL_FUNCTION(fcntl)
+FCNTL_FUNCTION(fcntl64)
 
 static void forget_range(unsigned first, unsigned last)
 {

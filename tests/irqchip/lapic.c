@@ -217,7 +217,11 @@ static void test_timer(void)
 	is(lapic_timer_poll(cpus[0], the_time), 0, "expired");
 	ok(pending_in_irr(0, 0x31), "interrupt");
 	is(reg_read(0, APIC_TMCCT), 0, "and stays at 0");
+	reg_write(0, APIC_TMICT, 8000);
+	the_time += 6000;
 	reg_write(0, APIC_TDCR, 0x3); // by 16
+	is(reg_read(0, APIC_TMCCT), 2000, "another divisor: the count goes on from where it is");
+	is(seen.timer[0], the_time + 2000 * 16, "at the new rate");
 	start = the_time;
 	reg_write(0, APIC_LVT_TIMER, 0x20032);
 	reg_write(0, APIC_TMICT, 1000);

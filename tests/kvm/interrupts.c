@@ -261,6 +261,17 @@ static void test_ioeventfd(void)
 	is(ioeventfd(&m, b, 0x100, 2, PIO | MATCH, 0x1235), 0, "another value");
 	is(ioeventfd(&m, b, 0x100, 1, PIO, 0), 0, "another length");
 	is(ioeventfd(&m, b, 0xd0000, 0, 0, 0), 0, "memory, any length");
+	is(ioeventfd(&m, b, 0x102, 1, PIO | MATCH, 0x177), 0, "a value wider than the access");
+	machine_bytes(&m, 0xba, 0x02, 0x01, 0xb0, 0x77, 0xee, 0xf4); // mov dx,0x102; mov al,0x77; out dx,al; hlt
+	is(machine_run(&m), KVM_EXIT_IO, "never matches");
+	is(ioeventfd(&m, a, 0x103, 1, PIO | MATCH, 1), 0, "one value of a repeated output");
+	// mov dx,0x103; mov si,0x3000; mov cx,3; rep outsb; hlt
+	machine_bytes(&m, 0xba, 0x03, 0x01, 0xbe, 0x00, 0x30, 0xb9, 3, 0, 0xf3, 0x6e, 0xf4);
+	memcpy(m.memory + 0x3000, "\1\2\1", 3);
+	is(machine_run(&m), KVM_EXIT_IO, "the second byte exits");
+	ok(m.run->io.count == 2 && !memcmp((uint8_t *)m.run + 4096, "\2\1", 2), "with what follows");
+	is(count_of(a), 1, "the first has been taken");
+	is(machine_run(&m), KVM_EXIT_HLT, "once");
 	// mov dx,0x100; mov ax,0x1234; out dx,ax; inc ax; out dx,ax; out dx,al; inc ax; out dx,ax
 	machine_bytes(&m, 0xba, 0x00, 0x01, 0xb8, 0x34, 0x12, 0xef, 0x40, 0xef, 0xee, 0x40, 0xef, 0xf4);
 	is(machine_run(&m), KVM_EXIT_IO, "a value that nobody wants");

@@ -48,6 +48,8 @@ static void test_vcpus(void)
 	uint64_t address = 0xfffbc000;
 	is(error_of(call(m.vm, KVM_SET_IDENTITY_MAP_ADDR, &address)), EINVAL, "identity map after a vCPU");
 	is(error_of(call(m.vm, KVM_SET_TSC_KHZ, 1000000)), EINVAL, "the machine's TSC after a vCPU");
+	is(call(m.vm, KVM_SET_TSS_ADDR, 0xffffd000), 0, "the last address for three pages");
+	is(error_of(call(m.vm, KVM_SET_TSS_ADDR, 0xffffd001)), EINVAL, "one too far");
 	struct kvm_lapic_state lapic;
 	is(error_of(call(a, KVM_GET_LAPIC, &lapic)), EINVAL, "no APIC in the kernel");
 	struct kvm_irqchip chip = { 0 };
@@ -57,6 +59,13 @@ static void test_vcpus(void)
 	struct kvm_pit_config pit = { 0 };
 	is(error_of(call(m.vm, KVM_CREATE_PIT2, &pit)), ENOENT, "no PIT without a PIC");
 	cetkvm_close(a);
+	machine_end(&m);
+
+	machine_start(&m, IRQCHIP);
+	struct kvm_tpr_access_ctl tpr = { .enabled = 1 };
+	is(call(m.vcpu, KVM_TPR_ACCESS_REPORTING, &tpr), 0, "accesses to the TPR");
+	tpr.flags = 1;
+	is(error_of(call(m.vcpu, KVM_TPR_ACCESS_REPORTING, &tpr)), EINVAL, "with flags");
 	machine_end(&m);
 
 	machine_start(&m, NO_VCPU | IRQCHIP);

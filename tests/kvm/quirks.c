@@ -47,6 +47,30 @@ static void apic_page(void)
 	}
 }
 
+static uint32_t lint0_of(int vcpu)
+{
+	struct kvm_lapic_state lapic;
+	uint32_t value = 0;
+
+	if (call(vcpu, KVM_GET_LAPIC, &lapic) == 0)
+		memcpy(&value, lapic.regs + 0x350, 4);
+	return value;
+}
+
+static void test_lint0(void)
+{
+	struct machine m;
+
+	machine_start(&m, IRQCHIP);
+	is(lint0_of(m.vcpu), 0x700, "the boot processor's LINT0 takes interrupts of the 8259");
+	machine_end(&m);
+	machine_start(&m, IRQCHIP | NO_VCPU);
+	is(enable(m.vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_LINT0_REENABLED), 0, "without that quirk");
+	machine_vcpu(&m);
+	is(lint0_of(m.vcpu), 0x10000, "it is masked");
+	machine_end(&m);
+}
+
 int main(void)
 {
 	struct machine m;
@@ -98,5 +122,6 @@ int main(void)
 	free(cpuid);
 	machine_end(&m);
 	apic_page();
+	test_lint0();
 	return done_testing();
 }

@@ -174,6 +174,23 @@ static void test_task_priority(void)
 	machine_bytes(&m, 0xf4);
 	m.run->cr8 = 3;
 	is(machine_run(&m), KVM_EXIT_HLT, "and no KVM_EXIT_SET_TPR comes of it");
+	// IA32_APIC_BASE has the same rules wherever the APIC is.
+	sregs.apic_base |= 1 << 10;
+	is(error_of(call(m.vcpu, KVM_SET_SREGS, &sregs)), EINVAL, "x2APIC mode without the CPUID bit");
+	sregs.apic_base &= ~(1ull << 10);
+	is(call(m.vcpu, KVM_SET_SREGS, &sregs), 0, "xAPIC mode");
+	struct kvm_cpuid2 *cpuid = supported_cpuid(m.kvm);
+	cpuid_entry(cpuid, 1, 0)->ecx |= 1 << 21;
+	machine_end(&m);
+
+	machine_start(&m, 0);
+	call(m.vcpu, KVM_SET_CPUID2, cpuid);
+	call(m.vcpu, KVM_GET_SREGS, &sregs);
+	sregs.apic_base |= 1 << 10;
+	is(call(m.vcpu, KVM_SET_SREGS, &sregs), 0, "x2APIC mode with it");
+	sregs.apic_base &= ~(1ull << 11);
+	is(error_of(call(m.vcpu, KVM_SET_SREGS, &sregs)), EINVAL, "but not with the APIC disabled");
+	free(cpuid);
 	machine_end(&m);
 }
 
@@ -374,6 +391,12 @@ static void test_events(void)
 	bad = events;
 	bad.flags |= 1u << 20;
 	is(error_of(call(m.vcpu, KVM_SET_VCPU_EVENTS, &bad)), EINVAL, "unknown flag");
+	bad = events;
+	bad.nmi.pending = 255;
+	is(call(m.vcpu, KVM_SET_VCPU_EVENTS, &bad), 0, "many NMIs");
+	call(m.vcpu, KVM_GET_VCPU_EVENTS, &bad);
+	is(bad.nmi.pending, 2, "are two");
+	call(m.vcpu, KVM_SET_VCPU_EVENTS, &events);
 	bad = events;
 	bad.exception.injected = 1;
 	bad.exception.nr = 2;

@@ -121,6 +121,27 @@ static void test_statistics(void)
 	machine_end(&m);
 	is(counter(fd, "io_exits"), 2, "it outlives the machine");
 	close(fd);
+
+	machine_start(&m, IRQCHIP);
+	fd = call(m.vcpu, KVM_GET_STATS_FD, 0);
+	memcpy(m.memory + 2 * 4, "\x00\x30\x00\x00", 4); // NMI
+	memcpy(m.memory + 0x20 * 4, "\x00\x30\x00\x00", 4);
+	memcpy(m.memory + 0x3000, "\xe6\x80\xcf", 3); // out 0x80,al; iret
+	machine_bytes(&m, 0xfb, 0xf4);
+	struct kvm_mp_state halted = { KVM_MP_STATE_HALTED };
+	is(call(m.vcpu, KVM_SET_MP_STATE, &halted), 0, "a halted vCPU");
+	call(m.vcpu, KVM_NMI, 0);
+	is(machine_run(&m), KVM_EXIT_IO, "an NMI wakes it");
+	is(counter(fd, "halt_wakeup"), 1, "which is counted");
+	struct kvm_lapic_state lapic;
+	call(m.vcpu, KVM_GET_LAPIC, &lapic);
+	lapic.regs[0xf1] = 1; // enabled, and an interrupt with vector 0x20 is there
+	lapic.regs[0x210] = 1;
+	call(m.vcpu, KVM_SET_LAPIC, &lapic);
+	is(machine_run(&m), KVM_EXIT_IO, "an interrupt");
+	is(counter(fd, "irq_injections"), 1, "is counted");
+	machine_end(&m);
+	close(fd);
 }
 
 static void test_emulation_failure(void)

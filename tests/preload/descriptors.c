@@ -47,6 +47,10 @@ static void test_copies(void)
 	is(error_of(ioctl(copy, KVM_CHECK_EXTENSION, 0)), EBADF, "closed, it is no descriptor");
 	ok(is_vm(g.vm), "but the first one is");
 
+	is(ioctl(g.vm, FIONCLEX), 0, "FIONCLEX");
+	is(fcntl(g.vm, F_GETFD), 0, "is the kernel's");
+	is(ioctl(g.vm, FIOCLEX), 0, "FIOCLEX");
+	is(fcntl(g.vm, F_GETFD), FD_CLOEXEC, "too");
 	copy = fcntl(g.vm, F_DUPFD_CLOEXEC, 100);
 	ok(copy >= 100 && is_vm(copy), "F_DUPFD_CLOEXEC");
 	is(fcntl(copy, F_GETFD), FD_CLOEXEC, "with the flag");
