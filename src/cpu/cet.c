@@ -350,6 +350,12 @@ void cet_sysret(struct cpu *cpu)
 
 // ---- task switches ----
 
+void cet_task_check(struct cpu *cpu, enum task_cause cause, u32 error)
+{
+	if (cause == TASK_IRET && cet_shadow_stack_enabled(cpu, cpu->cpl) && cpu->ssp & 7)
+		cpu_raise_error(cpu, VECTOR_TS, error);
+}
+
 void cet_task_leave(struct cpu *cpu, enum task_cause cause, unsigned new_cpl, u16 cs, u64 lip,
 		    struct cet_task *task)
 {
@@ -371,8 +377,6 @@ void cet_task_leave(struct cpu *cpu, enum task_cause cause, unsigned new_cpl, u1
 		task->previous = cpu->ssp;
 		return;
 	}
-	if (position & 7)
-		cet_cp(cpu, CP_FAR_RET, position, position & ~7ull);
 	if (new_cpl == cpu->cpl || new_cpl < 3) {
 		task->frame = true;
 		task->cs = ss_load8(cpu, position + 16, access);

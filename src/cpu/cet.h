@@ -41,7 +41,8 @@ void cet_check_width(struct cpu *cpu, bool wide);
 void cet_syscall(struct cpu *cpu);
 void cet_sysret(struct cpu *cpu);
 
-// Task switches. cet_task_leave() is the last thing done in the old task that may fault: it pops the
+// Task switches. cet_task_check() is one of the checks before anything changes: #TS(`error`) when an IRET
+// finds SSP where no frame can be. cet_task_leave() is the last thing done in the old task that may fault: it pops the
 // frame an IRET returns by and frees the old token. cet_task_enter() runs with the new task's CS, CPL
 // and RIP loaded: takes the token at `ssp` (of the TSS) and pushes the old task's frame, or compares
 // the popped one. `error`: of #TS.
@@ -50,6 +51,7 @@ struct cet_task {
 	bool frame; // pushed by CALL and events, compared by IRET
 	u64 cs, lip, previous;
 };
+void cet_task_check(struct cpu *cpu, enum task_cause cause, u32 error);
 void cet_task_leave(struct cpu *cpu, enum task_cause cause, unsigned new_cpl, u16 cs, u64 lip,
 		    struct cet_task *task);
 void cet_task_enter(struct cpu *cpu, const struct cet_task *task, u64 ssp, u32 error);

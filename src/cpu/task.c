@@ -203,6 +203,7 @@ void task_switch(struct cpu *cpu, u16 selector, u64 raw, enum task_cause cause, 
 	u64 old_raw;
 
 	check_tss(cpu, selector, raw, wide, ext);
+	cet_task_check(cpu, cause, selector_error(old_tss) | ext);
 	segment_from_descriptor(&tss, selector, raw);
 	read_state(cpu, &tss, wide, &state);
 	if (nested)

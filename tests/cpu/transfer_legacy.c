@@ -445,6 +445,17 @@ static void tasks_cet(void)
 	raise_may_change = true;
 	TRY(execute(INSN(IRETD, 4)));
 	raises(CP, CP_FAR_RET, "IRET with another LIP in the frame");
+	machine_32(0);
+	machine_cet(true, false);
+	fill_tss_b(2, CODE32, DATA, 0x26000);
+	put(TSS_B + 0x68, ssp, 4);
+	token(ssp, false);
+	TRY(far(ZYDIS_MNEMONIC_CALL, 4, TSS_B_SELECTOR, 0));
+	cpu->ssp -= 4;
+	TRY(execute(INSN(IRETD, 4)));
+	raises(TS, TSS_B_SELECTOR, "IRET with SSP not aligned to 8: #TS of the current task");
+	is(cpu->seg[SEG_TR].selector, TSS_B_SELECTOR, "which goes on");
+	ok(busy(TSS_B_SELECTOR), "as the busy one");
 
 	// From level 3 to an inner level and back: PL3_SSP, no frame.
 	machine_32(3);
