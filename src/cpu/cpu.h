@@ -149,7 +149,7 @@ enum cpu_request {
 	REQ_TLB_FLUSH = 1u << 4,  // memory map changed: drop every cached translation
 	REQ_CODE = 1u << 5,	  // somebody writes to pages that hold code (jit_code_*)
 	REQ_TIMER = 1u << 6,	  // ops->timer
-	REQ_EVENT = 1u << 7,	  // internal: pending exception, single step, shadow... look in C
+	REQ_EVENT = 1u << 7,	  // internal: an exception, a step, a shadow... look in C
 	REQ_SMI = 1u << 8,	  // cpu->smi_pending was set
 };
 
@@ -160,7 +160,7 @@ enum cpu_exit {
 	CPU_EXIT_OPS,	    // a cpu_ops callback returned CPU_OPS_EXIT; it knows why
 	CPU_EXIT_HLT,	    // HLT executed; RIP is behind it; cpu->halted is set
 	CPU_EXIT_SHUTDOWN,  // triple fault
-	CPU_EXIT_FAULT,	    // guest memory could not be accessed in the host: cpu->fault_hva (-EFAULT)
+	CPU_EXIT_FAULT,	    // the host cannot access guest memory: cpu->fault_hva (-EFAULT)
 	CPU_EXIT_DEBUG,	    // KVM_EXIT_DEBUG: cpu->debug_exit
 	CPU_EXIT_EMULATION, // instruction cannot be executed (KVM_INTERNAL_ERROR_EMULATION)
 };
@@ -172,23 +172,23 @@ enum page_flags { PAGE_READONLY = 1, PAGE_LOG_DIRTY = 2 };
 // The processor's surroundings; src/kvm fills it in. All are called on the vCPU's own thread.
 struct cpu_ops {
 	// Host address of the 4-KiB guest-physical page `gpa` (bits 11:0 zero), or NULL for memory
-	// I/O, in the address space of system-management mode when cpu->smm. *flags: enum page_flags. PAGE_LOG_DIRTY: writes must be reported with mark_dirty()
-	// once per page, before the first write, until the next REQ_TLB_FLUSH.
+	// I/O, in the address space of system-management mode when cpu->smm. *flags: enum
+	// page_flags. PAGE_LOG_DIRTY: writes must be reported with mark_dirty() once per page,
+	// before the first write, until the next REQ_TLB_FLUSH.
 	void *(*map)(void *opaque, u64 gpa, unsigned *flags);
 	void (*mark_dirty)(void *opaque, u64 gpa);
-	// Index of the page into the VM-wide per-page bytes of struct vm_pages (see jit_code.h), or -1.
 	// Memory I/O within one page. len 1..8 (or up to 64 for vector operands; ops may split).
 	enum cpu_ops_result (*mmio)(void *opaque, u64 gpa, void *data, unsigned len, bool write);
 	// Port I/O of `count` items of `size` bytes. For IN the callee fills data.
-	enum cpu_ops_result (*pio)(void *opaque, u16 port, void *data, unsigned size, unsigned count,
-				   bool write);
-	// MSRs that belong to the surroundings: the TSC (writes: it has this value now), APIC base, x2APIC 0x800..0x8ff, TSC deadline,
-	// kvmclock and other KVM MSRs, everything the processor does not know.
-	// CPU_OPS_GP: no such MSR or bad value.
+	enum cpu_ops_result (*pio)(void *opaque, u16 port, void *data, unsigned size,
+				   unsigned count, bool write);
+	// MSRs that belong to the surroundings: the TSC (writes: it has this value now), APIC base,
+	// x2APIC 0x800..0x8ff, TSC deadline, kvmclock and other KVM MSRs, everything the processor
+	// does not know. CPU_OPS_GP: no such MSR or bad value.
 	enum cpu_ops_result (*rdmsr)(void *opaque, u32 msr, u64 *value, enum who who);
 	enum cpu_ops_result (*wrmsr)(void *opaque, u32 msr, u64 value, enum who who);
-	// RDMSR and WRMSR of the guest, in place of cpu_rdmsr() and cpu_wrmsr(), which it calls for what it
-	// lets pass; the same results. NULL: nobody is in between.
+	// RDMSR and WRMSR of the guest, in place of cpu_rdmsr() and cpu_wrmsr(), which it calls for
+	// what it lets pass; the same results. NULL: nobody is in between.
 	int (*guest_msr)(void *opaque, u32 msr, u64 *value, bool write);
 	// Vector of the highest deliverable maskable interrupt, or -1. `acknowledge` takes it.
 	int (*interrupt)(void *opaque, bool acknowledge);
@@ -199,7 +199,8 @@ struct cpu_ops {
 	// with CPU_EXIT_OPS (waiting for SIPI).
 	bool (*init_sipi)(void *opaque);
 	void (*timer)(void *opaque);
-	enum cpu_ops_result (*hypercall)(void *opaque, bool vmmcall); // VMCALL or VMMCALL; may raise
+	// VMCALL or VMMCALL; may raise.
+	enum cpu_ops_result (*hypercall)(void *opaque, bool vmmcall);
 };
 
 // XSAVE image: standard layout of what the host has for the guest's vector state, see fpu.h.
@@ -238,13 +239,13 @@ struct page_cache_entry {
 struct tlb_notes {
 	// Which entries were filled since the last flush, one bit an entry, and which words of
 	// that have a bit set: a flush costs what was filled.
-	u64 filled[2][(TLB_ENTRIES + 63) / 64];	// [0] pages of one address space, [1] global pages
+	u64 filled[2][(TLB_ENTRIES + 63) / 64];	// [0] of one address space, [1] global pages
 	u64 filled_words[2][(TLB_ENTRIES / 64 + 63) / 64];
-	// Which large pages entries were cut from, and which of those held code: sets of hashes. INVLPG
-	// has to look for more than one entry there. [lower or upper half of the address space]
-	// [2 MiB or 1 GiB]
+	// Which large pages entries were cut from, and which of those held code: sets of hashes.
+	// INVLPG has to look for more than one entry there. [lower or upper half of the address
+	// space][2 MiB or 1 GiB]
 	struct { u64 data[8], code[4]; } large[2][2];
-	u16 ac_entries[TLB_AC_MAX]; // numbers of the first tlb_ac_count entries made under EFLAGS.AC
+	u16 ac_entries[TLB_AC_MAX]; // numbers of the first tlb_ac_count made under EFLAGS.AC
 	bool protection_keys; // there are entries that depend on PKRU by a key other than 0
 	// Answers of ops->map: [0] for paging structures, [1] for what they map.
 	struct page_cache_entry pages[2][PAGE_CACHE_SIZE];
@@ -255,7 +256,7 @@ struct pending_event {
 	bool has_error;
 	bool soft;	   // INT n, INT3, INTO, INT1: pushes RIP behind the instruction
 	bool injected;	   // by user space (KVM_SET_VCPU_EVENTS)
-	bool underway;	   // delivery has begun and was cut short by cpu_abort(): event_deliver_pending() only
+	bool underway;	   // delivery has begun; cpu_abort() may have cut it short (event.c only)
 	u8 vector;
 	u32 error;
 	u64 payload;	   // CR2 for #PF, DR6 bits for #DB
@@ -265,7 +266,7 @@ struct cpu {
 	// ---- known to translated code by offset (jit_layout.c) ----
 	u64 gpr[16];		 // 0x000 spilled while translated code runs
 	volatile u32 request;	 // 0x080 enum cpu_request
-	u32 arith;		 // 0x084 arithmetic flags as LAHF;SETO AL leave them in AX (other bits junk)
+	u32 arith;		 // 0x084 arithmetic flags as LAHF; SETO AL leave them in AX
 	u64 rip_base;		 // 0x088 RIP (EIP) of the start of the current code page
 	u64 ssp;		 // 0x090
 	u64 temp[4];		 // 0x098
@@ -273,33 +274,34 @@ struct cpu {
 	u64 host_rsp;		 // 0x0c0
 	u64 jit_return;		 // 0x0c8
 	u64 jit_arg;		 // 0x0d0
-	u64 rip;		 // 0x0d8 of the current instruction in C; of the next one between instructions
-	u64 next_rip;		 // 0x0e0 RIP behind the current instruction, when a handler runs
-	u64 rflags;		 // 0x0e8 everything but the six arithmetic flags, which are in arith
+	u64 rip;		 // 0x0d8 of the current instruction; between two of the next
+	u64 next_rip;		 // 0x0e0 behind the current instruction, when a handler runs
+	u64 rflags;		 // 0x0e8 all but the six arithmetic flags, which are in arith
 	struct segment seg[SEG_COUNT]; // 0x0f0
-	struct tlb_entry tlb_k[1 << TLB_K_BITS] __attribute__((aligned(64)));	// supervisor accesses
+	struct tlb_entry tlb_k[1 << TLB_K_BITS] __attribute__((aligned(64))); // supervisor
 	struct tlb_entry tlb_u[1 << TLB_U_BITS];   // user
 	struct tlb_entry tlb_ssk[1 << TLB_SS_BITS]; // shadow-stack accesses, supervisor
 	struct tlb_entry tlb_ssu[1 << TLB_SS_BITS]; // shadow-stack accesses, user
-	struct tlb_entry tlb_code[2][1 << TLB_CODE_BITS]; // fetches: [0] supervisor, [1] user; tag in .read
-	// Targets of jumps by RIP, [0] supervisor, [1] user; jump_ibt: of tracked indirect branches, behind
-	// the ENDBR. Filled and emptied by the translator.
+	// Fetches: [0] supervisor, [1] user; the tag is in .read.
+	struct tlb_entry tlb_code[2][1 << TLB_CODE_BITS];
+	// Targets of jumps by RIP, [0] supervisor, [1] user; jump_ibt: of tracked indirect
+	// branches, behind the ENDBR. Filled and emptied by the translator.
 	struct jump_entry jump[2][1 << JUMP_BITS];
 	struct jump_entry jump_ibt[2][1 << JUMP_IBT_BITS];
 	u32 irq_wait;		 // an interrupt waits for RFLAGS.IF: STI and friends must look
 	u32 tlb_ac_count;	 // entries for user pages in tlb_k, made under EFLAGS.AC (SMAP)
 
-	// The page that each privilege class last wrote through RSP, and its host address: most stack accesses
-	// hit it. A part of the TLB: see tlb_forget_stack().
+	// The page that each privilege class last wrote through RSP, and its host address: most
+	// stack accesses hit it. A part of the TLB: see tlb_forget_stack().
 	struct { u64 tag, host; } stack_page[2];
-	// The page each access of a loop last hit, by privilege class and by load or store; places are shared
-	// round robin. Forgotten with stack_page.
+	// The page each access of a loop last hit, by privilege class and by load or store; places
+	// are shared round robin. Forgotten with stack_page.
 	struct { u64 tag, host; } site_page[2][2][SITE_PAGES];
 
 	// ---- the rest is C's ----
 	u8 cpl;
 	bool halted;
-	bool interrupt_shadow;	// STI or MOV SS/POP SS just executed: block for one instruction
+	bool interrupt_shadow;	// behind STI, MOV SS or POP SS: no interrupt for one instruction
 	bool mov_ss_shadow;	// it was MOV/POP SS: also holds back #DB
 	bool nmi_masked;
 	bool smm, smm_inside_nmi; // the latter: the SMI came while NMIs were masked
@@ -311,11 +313,11 @@ struct cpu {
 	u64 dr[4], dr6, dr7;
 	struct table_register gdtr, idtr;
 	u64 pdptr[4];		// PAE paging
-	u32 pkru, pkrs_unused;
+	u32 pkru;
 
 	// CET: the one home of each (facts.md A2). pl_ssp[3] is IA32_PL3_SSP.
 	u64 u_cet, s_cet, pl_ssp[4], int_ssp_tab;
-	u64 last_branch_from;	// RIP of the branch or event which last armed a tracker, for --trace cp
+	u64 last_branch_from;	// RIP of the branch or event that last armed a tracker: --trace cp
 
 	// MSRs the processor itself acts on
 	u64 star, lstar, cstar, sfmask, kernel_gs_base;
@@ -326,11 +328,11 @@ struct cpu {
 
 	struct tlb_notes tlb_notes;
 
-	bool debug_taken;	// INT1 has delivered #DB: breakpoints held back for MOV SS go with it
+	bool debug_taken;	// INT1 has delivered #DB: what MOV SS held back goes with it
 	u32 debug_raised;	// DR6 bits of the #DB fault being raised, see debug_raise()
 	struct pending_event event;
-	// An interrupt that the controllers handed over, or user space injected, until it is delivered: a
-	// delivery that cpu_abort() cuts short (`underway`) begins anew. An NMI also.
+	// An interrupt that the controllers handed over, or user space injected, until it is
+	// delivered: a delivery that cpu_abort() cuts short (`underway`) begins anew. An NMI also.
 	struct { bool valid, underway, nmi; u8 vector; } external;
 	unsigned delivering;	// depth: 0 no, 1 exception being delivered, 2 double fault
 	u8 delivering_vector;
@@ -345,31 +347,32 @@ struct cpu {
 
 	u32 guest_debug;	// KVM_GUESTDBG_*
 	u64 guest_debug_dr[4], guest_debug_dr7;
-	// An instruction runs under data or I/O breakpoints: C notes what its accesses meet (debug_note_data()).
+	// An instruction runs under data or I/O breakpoints: C notes what its accesses meet
+	// (debug_note_data()).
 	bool watch_data;
 	u32 watch_bits; // DR6 bits
 	struct { u32 exception; u64 pc, dr6, dr7; } debug_exit;
 	u64 fault_hva;
-	bool step_canceled;	// the instruction delivered an event, or SYSCALL cleared TF: no single-step #DB behind it
+	// No single-step #DB behind the instruction: it delivered an event, or SYSCALL cleared TF.
+	bool step_canceled;
 	bool single_grain;	// one instruction a block, always
 	bool trace_cp;
-	// KVM's quirks, each the processor's own rule when set: MONITOR and MWAIT are #UD without their
-	// CPUID bit; the bit follows IA32_MISC_ENABLE. src/kvm sets them.
+	// KVM's quirks, each the processor's own rule when set: MONITOR and MWAIT are #UD without
+	// their CPUID bit; the bit follows IA32_MISC_ENABLE. src/kvm sets them.
 	bool monitor_faults, monitor_by_msr;
 	enum cpu_exit exit;
 
-	// The instruction at cpu->rip left with CPU_EXIT_OPS and starts anew: cpu_ops callbacks find
-	// the accesses it has already made completed. Set by src/kvm before cpu_run(), which then first
-	// executes this one instruction, before it looks at any request or interrupt, and clears it
-	// when the instruction has completed or raised. REP string instructions clear it with each
-	// iteration they commit.
+	// The instruction at cpu->rip left with CPU_EXIT_OPS and starts anew: cpu_ops callbacks
+	// find the accesses it has already made completed. Set by src/kvm before cpu_run(), which
+	// then first executes this one instruction, before it looks at any request or interrupt,
+	// and clears it when the instruction has completed or raised. REP string instructions clear
+	// it with each iteration they commit.
 	bool replay;
 
 	const struct cpu_ops *ops;
 	void *opaque;
 	struct jit *jit;
 	sigjmp_buf *unwind;	// cpu_abort()/cpu_raise() jump here; set by cpu_run()
-	u64 icount_debug;
 
 	// AMX: XTILECFG (all 0: TILES_CONFIGURED is 0) and XTILEDATA. Not in use: tile[] is all 0.
 	u8 tile_config[64];
@@ -465,12 +468,13 @@ static inline void cpu_request(struct cpu *cpu, u32 bits)
 {
 	__atomic_fetch_or(&cpu->request, bits, __ATOMIC_SEQ_CST);
 }
-// Writes of the client to guest memory (jit_stale.c). On the vCPU's own thread, before cpu_run(): the client
-// had control and may have written; `io`: it only completed a port or memory access.
+// Writes of the client to guest memory (jit_stale.c). On the vCPU's own thread, before cpu_run():
+// the client had control and may have written; `io`: it only completed a port or memory access.
 void cpu_client_ran(struct cpu *cpu, bool io);
 // Any thread: the client says by an interrupt that a device has written.
 void vm_code_client_wrote(struct vm_code *vm);
-// Guest-physical addresses mean other memory now: the vCPU's own thread, or while it is not in cpu_run().
+// Guest-physical addresses mean other memory now: the vCPU's own thread, or while it is not in
+// cpu_run().
 void cpu_memory_map_changed(struct cpu *cpu);
 // State that translated blocks or cached translations depend on has changed (CRs, EFER, segments,
 // CPL, CET MSRs, XCR0...): call after changing it in C. Cheap.

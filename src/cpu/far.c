@@ -201,31 +201,46 @@ static void jmp_gate(struct cpu *cpu, u16 selector, u64 raw)
 	commit_code(cpu, &cs, cpu->cpl, gate.offset);
 }
 
-void far_jmp(struct cpu *cpu, const struct insn *insn)
-{
-	struct segment cs = cpu->seg[SEG_CS];
+// Where a far JMP or CALL leads: to CS:offset without a change of privilege. False: `raw` is the system
+// descriptor that the selector names instead.
+struct far_target {
+	struct segment cs;
 	u16 selector;
 	u64 offset, raw;
+};
 
-	selector = read_pointer(cpu, insn, &offset);
+static bool direct_target(struct cpu *cpu, const struct insn *insn, struct far_target *target)
+{
+	struct segment *cs = &target->cs;
+
+	*cs = cpu->seg[SEG_CS];
+	target->selector = read_pointer(cpu, insn, &target->offset);
 	if (!cpu_protected(cpu) || cpu_v86(cpu)) {
-		if (offset > cs.limit)
+		if (target->offset > cs->limit)
 			cpu_gp0(cpu);
-		segment_load_real(&cs, SEG_CS, selector, cpu_v86(cpu));
-		commit_code(cpu, &cs, cpu->cpl, offset);
+		segment_load_real(cs, SEG_CS, target->selector, cpu_v86(cpu));
+		return true;
+	}
+	target->raw = read_descriptor(cpu, target->selector);
+	if (!descriptor_is_segment(target->raw))
+		return false;
+	if (!descriptor_is_code(target->raw))
+		cpu_raise_error(cpu, VECTOR_GP, selector_error(target->selector));
+	direct_code(cpu, target->selector, target->raw, cs);
+	far_check_rip(cpu, cs, target->offset);
+	return true;
+}
+
+void far_jmp(struct cpu *cpu, const struct insn *insn)
+{
+	struct far_target target;
+
+	if (!direct_target(cpu, insn, &target)) {
+		jmp_gate(cpu, target.selector, target.raw);
 		return;
 	}
-	raw = read_descriptor(cpu, selector);
-	if (!descriptor_is_segment(raw)) {
-		jmp_gate(cpu, selector, raw);
-		return;
-	}
-	if (!descriptor_is_code(raw))
-		cpu_raise_error(cpu, VECTOR_GP, selector_error(selector));
-	direct_code(cpu, selector, raw, &cs);
-	far_check_rip(cpu, &cs, offset);
-	cet_check_width(cpu, far_is_64bit(cpu, &cs));
-	commit_code(cpu, &cs, cpu->cpl, offset);
+	cet_check_width(cpu, far_is_64bit(cpu, &target.cs));
+	commit_code(cpu, &target.cs, cpu->cpl, target.offset);
 }
 
 // ---- CALL ----
@@ -355,28 +370,12 @@ static void call_gate(struct cpu *cpu, u16 selector, u64 raw)
 
 void far_call(struct cpu *cpu, const struct insn *insn)
 {
-	struct segment cs = cpu->seg[SEG_CS];
-	u16 selector;
-	u64 offset, raw;
+	struct far_target target;
 
-	selector = read_pointer(cpu, insn, &offset);
-	if (!cpu_protected(cpu) || cpu_v86(cpu)) {
-		if (offset > cs.limit)
-			cpu_gp0(cpu);
-		segment_load_real(&cs, SEG_CS, selector, cpu_v86(cpu));
-		call_same(cpu, &cs, offset, insn->operand_size);
-		return;
-	}
-	raw = read_descriptor(cpu, selector);
-	if (!descriptor_is_segment(raw)) {
-		call_gate(cpu, selector, raw);
-		return;
-	}
-	if (!descriptor_is_code(raw))
-		cpu_raise_error(cpu, VECTOR_GP, selector_error(selector));
-	direct_code(cpu, selector, raw, &cs);
-	far_check_rip(cpu, &cs, offset);
-	call_same(cpu, &cs, offset, insn->operand_size);
+	if (direct_target(cpu, insn, &target))
+		call_same(cpu, &target.cs, target.offset, insn->operand_size);
+	else
+		call_gate(cpu, target.selector, target.raw);
 }
 
 // ---- RET ----
@@ -419,7 +418,8 @@ static void release_outer(struct cpu *cpu, struct stack *outer, unsigned bytes)
 
 void far_ret(struct cpu *cpu, const struct insn *insn)
 {
-	unsigned size = insn->operand_size, cpl, release = insn->op[0].kind == OPERAND_IMM ? (u16)insn->imm : 0;
+	unsigned size = insn->operand_size, cpl;
+	unsigned release = insn->op[0].kind == OPERAND_IMM ? (u16)insn->imm : 0;
 	struct segment cs = cpu->seg[SEG_CS], ss;
 	struct stack stack, outer;
 	u64 rip, lip, outer_sp;

@@ -198,6 +198,17 @@ static void emit_modrm(struct translation *t, struct copy *c, unsigned reg, unsi
 		e1(&t->e, 0xc0 | (reg & 7) << 3 | (rm & 7));
 }
 
+// The fields of ModR/M, with their extension bits, where the operands are in the host.
+static void rename_operands(const struct copy *c, unsigned *reg, unsigned *rm)
+{
+	if (c->reg >= 0)
+		*reg = c->reg;
+	if (c->rm >= 0)
+		*rm = c->rm;
+	if (c->memory)
+		*rm = H_T0;
+}
+
 static void emit_legacy(struct translation *t, struct copy *c)
 {
 	const ZydisDecodedInstruction *zi = &t->zi;
@@ -205,9 +216,8 @@ static void emit_legacy(struct translation *t, struct copy *c)
 	u8 opcode = zi->opcode;
 	bool map0 = zi->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT, modrm = zi->attributes & ZYDIS_ATTRIB_HAS_MODRM;
 	unsigned reg = 0, rm = 0, rex_bits;
-	bool w = zi->raw.rex.W && zi->raw.encoding2 != 1;
+	bool w = (zi->attributes & ZYDIS_ATTRIB_HAS_REX) && zi->raw.rex.W;
 
-	w = (zi->attributes & ZYDIS_ATTRIB_HAS_REX) && zi->raw.rex.W;
 	if (modrm) {
 		bool rex = zi->attributes & ZYDIS_ATTRIB_HAS_REX;
 
@@ -234,12 +244,7 @@ static void emit_legacy(struct translation *t, struct copy *c)
 	}
 	if (map0 && opcode == 0x82) // outside 64-bit mode another encoding of 80
 		opcode = 0x80;
-	if (c->reg >= 0)
-		reg = c->reg;
-	if (c->rm >= 0)
-		rm = c->rm;
-	if (c->memory)
-		rm = H_T0;
+	rename_operands(c, &reg, &rm);
 
 	bool opsize = false;
 	if (zi->attributes & ZYDIS_ATTRIB_HAS_LOCK)
@@ -344,12 +349,7 @@ static void emit_vex(struct translation *t, struct copy *c)
 		if (general_operand(t))
 			last &= 0x7f; // and W is ignored where it would mean a 64-bit general register
 	}
-	if (c->reg >= 0)
-		reg = c->reg;
-	if (c->rm >= 0)
-		rm = c->rm;
-	if (c->memory)
-		rm = H_T0;
+	rename_operands(c, &reg, &rm);
 	if (c->vvvv >= 0)
 		last = (last & 0x87) | (~c->vvvv & 15) << 3;
 	e1(e, 0xc4);

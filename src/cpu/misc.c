@@ -9,16 +9,6 @@
 
 #include <string.h>
 
-static unsigned reading(const struct cpu *cpu)
-{
-	return ACCESS_READ | cpu_access_of_cpl(cpu);
-}
-
-static unsigned writing(const struct cpu *cpu)
-{
-	return ACCESS_WRITE | cpu_access_of_cpl(cpu);
-}
-
 static s64 sign_extend(u64 value, unsigned size)
 {
 	return (s64)(value << (64 - 8 * size)) >> (64 - 8 * size);

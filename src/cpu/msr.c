@@ -349,13 +349,6 @@ static int write_misc_enable(struct cpu *cpu, u32 index, u64 value, enum who who
 	return 0;
 }
 
-static int write_debugctl(struct cpu *cpu, u32 index, u64 value, enum who who)
-{
-	cpu->debugctl = value;
-	cpu_mode_changed(cpu);
-	return 0;
-}
-
 static u64 read_mtrr_cap(struct cpu *cpu, u32 index)
 {
 	return MTRR_CAP_VALUE;
@@ -425,7 +418,7 @@ static const struct msr_row rows[] = {
 	{ MSR_MISC_ENABLE, 1, LISTED, { 0 }, FIELD(misc_enable), 0, NULL, NULL, write_misc_enable },
 	{ MSR_XFD, 1, LISTED, F(XFD), FIELD(xfd), 0, valid_xfd, NULL, write_xfd },
 	{ MSR_XFD_ERR, 1, LISTED, F(XFD), FIELD(xfd_err), 0, valid_xfd, 0, 0 },
-	{ MSR_DEBUGCTL, 1, 0, { 0 }, FIELD(debugctl), ~(u64)(DEBUGCTL_LBR | DEBUGCTL_BTF), NULL, NULL, write_debugctl },
+	{ MSR_DEBUGCTL, 1, 0, { 0 }, FIELD(debugctl), ~(u64)(DEBUGCTL_LBR | DEBUGCTL_BTF), 0, 0, 0 },
 	ZERO(MSR_LAST_BRANCH_FROM, 4),
 	{ MSR_POWER_CTL, 1, LISTED, { 0 }, SLOT(POWER_CTL), 0, 0, 0, 0 },
 	{ MSR_MTRR_PHYSBASE0, 2 * MTRR_VARIABLE, 0, F(MTRR), SLOT(MTRR_VARIABLE), 0, valid_mtrr_variable, 0, 0 },

@@ -19,6 +19,10 @@ static inline u64 segment_linear_unchecked(const struct cpu *cpu, enum seg seg, 
 	return offset + (seg == SEG_FS || seg == SEG_GS ? cpu->seg[seg].base : 0);
 }
 
+// Accesses by the instruction itself, at the current privilege level.
+static inline unsigned reading(const struct cpu *cpu) { return ACCESS_READ | cpu_access_of_cpl(cpu); }
+static inline unsigned writing(const struct cpu *cpu) { return ACCESS_WRITE | cpu_access_of_cpl(cpu); }
+
 // Must accesses be aligned (#AC)? That is for user code with CR0.AM and EFLAGS.AC.
 static inline bool alignment_checked(const struct cpu *cpu)
 {

@@ -342,40 +342,36 @@ static bool examine(struct cpu *cpu, u16 selector, unsigned types, unsigned type
 	return visible(cpu, selector, *raw);
 }
 
-static void segment_lar(struct cpu *cpu, const struct insn *insn)
+// LAR and LSL: reads the descriptor, sets ZF when it may be looked at.
+static bool examine_operand(struct cpu *cpu, const struct insn *insn, unsigned types, unsigned types_long,
+			    u64 *raw)
 {
-	const unsigned types = 1u << TYPE_TSS16 | 1u << TYPE_LDT | 1u << TYPE_TSS16_BUSY |
-			       1u << TYPE_CALL_GATE16 | 1u << TYPE_TASK_GATE | 1u << TYPE_TSS32 |
-			       1u << TYPE_TSS32_BUSY | 1u << TYPE_CALL_GATE32;
-	const unsigned types_long = 1u << TYPE_LDT | 1u << TYPE_TSS32 | 1u << TYPE_TSS32_BUSY |
-				    1u << TYPE_CALL_GATE32;
-	u16 selector;
-	u64 raw;
 	bool ok;
 
 	require_protected(cpu);
-	selector = insn_read(cpu, insn, 1);
-	ok = examine(cpu, selector, types, types_long, &raw);
-	if (ok)
-		gpr_write(cpu, insn->op[0].reg, insn->operand_size, raw >> 32 & 0xffff00);
+	ok = examine(cpu, insn_read(cpu, insn, 1), types, types_long, raw);
 	set_zf(cpu, ok);
+	return ok;
+}
+
+#define WITH_LIMIT_LONG (1u << TYPE_LDT | 1u << TYPE_TSS32 | 1u << TYPE_TSS32_BUSY)
+#define WITH_LIMIT (WITH_LIMIT_LONG | 1u << TYPE_TSS16 | 1u << TYPE_TSS16_BUSY)
+
+static void segment_lar(struct cpu *cpu, const struct insn *insn)
+{
+	const unsigned gates = 1u << TYPE_CALL_GATE16 | 1u << TYPE_TASK_GATE | 1u << TYPE_CALL_GATE32;
+	u64 raw;
+
+	if (examine_operand(cpu, insn, WITH_LIMIT | gates, WITH_LIMIT_LONG | 1u << TYPE_CALL_GATE32, &raw))
+		gpr_write(cpu, insn->op[0].reg, insn->operand_size, raw >> 32 & 0xffff00);
 }
 
 static void segment_lsl(struct cpu *cpu, const struct insn *insn)
 {
-	const unsigned types = 1u << TYPE_TSS16 | 1u << TYPE_LDT | 1u << TYPE_TSS16_BUSY |
-			       1u << TYPE_TSS32 | 1u << TYPE_TSS32_BUSY;
-	const unsigned types_long = 1u << TYPE_LDT | 1u << TYPE_TSS32 | 1u << TYPE_TSS32_BUSY;
-	u16 selector;
 	u64 raw;
-	bool ok;
 
-	require_protected(cpu);
-	selector = insn_read(cpu, insn, 1);
-	ok = examine(cpu, selector, types, types_long, &raw);
-	if (ok)
+	if (examine_operand(cpu, insn, WITH_LIMIT, WITH_LIMIT_LONG, &raw))
 		gpr_write(cpu, insn->op[0].reg, insn->operand_size, descriptor_limit(raw));
-	set_zf(cpu, ok);
 }
 
 static void verify(struct cpu *cpu, const struct insn *insn, bool write)

@@ -133,6 +133,19 @@ static u8 saved_shadow(const struct cpu *cpu)
 	return !cpu->interrupt_shadow ? 0 : cpu->mov_ss_shadow ? SHADOW_MOV_SS : SHADOW_STI;
 }
 
+// What both maps have under the same name.
+#define SAVE_COMMON(s) \
+	do { \
+		(s)->dr6 = cpu->dr6; \
+		(s)->dr7 = cpu->dr7; \
+		(s)->cr0 = cpu->cr0; \
+		(s)->cr3 = cpu->cr3; \
+		(s)->cr4 = cpu->cr4; \
+		(s)->smbase = cpu->smbase; \
+		(s)->int_shadow = saved_shadow(cpu); \
+		(s)->auto_halt_restart = cpu->halted; \
+	} while (0)
+
 static void save_state_64(const struct cpu *cpu, union save *save)
 {
 	struct save_64 *s = &save->s64;
@@ -149,16 +162,9 @@ static void save_state_64(const struct cpu *cpu, union save *save)
 		s->gpr[15 - i] = cpu->gpr[i];
 	s->rip = cpu->rip;
 	s->rflags = cpu_rflags(cpu);
-	s->dr6 = cpu->dr6;
-	s->dr7 = cpu->dr7;
-	s->cr0 = cpu->cr0;
-	s->cr3 = cpu->cr3;
-	s->cr4 = cpu->cr4;
+	SAVE_COMMON(s);
 	s->efer = cpu->efer;
-	s->smbase = cpu->smbase;
 	s->revision = REVISION_64;
-	s->int_shadow = saved_shadow(cpu);
-	s->auto_halt_restart = cpu->halted;
 	if (guest_has(cpu, FEATURE_SHSTK))
 		s->ssp = cpu->ssp;
 }
@@ -180,15 +186,8 @@ static void save_state_32(const struct cpu *cpu, union save *save)
 		s->gpr[i] = cpu->gpr[i];
 	s->eip = cpu->rip;
 	s->eflags = cpu_rflags(cpu);
-	s->dr6 = cpu->dr6;
-	s->dr7 = cpu->dr7;
-	s->cr0 = cpu->cr0;
-	s->cr3 = cpu->cr3;
-	s->cr4 = cpu->cr4;
-	s->smbase = cpu->smbase;
+	SAVE_COMMON(s);
 	s->revision = REVISION_32;
-	s->int_shadow = saved_shadow(cpu);
-	s->auto_halt_restart = cpu->halted;
 }
 
 static void change_mode(struct cpu *cpu, bool smm)

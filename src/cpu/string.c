@@ -22,16 +22,6 @@ static unsigned element_size(const struct insn *insn)
 	return insn->opcode & 1 ? insn->operand_size : 1;
 }
 
-static unsigned reading(const struct cpu *cpu)
-{
-	return ACCESS_READ | cpu_access_of_cpl(cpu);
-}
-
-static unsigned writing(const struct cpu *cpu)
-{
-	return ACCESS_WRITE | cpu_access_of_cpl(cpu);
-}
-
 // Backward, the current element is the last of the piece: it is the one that faults.
 static void *run_host(struct cpu *cpu, const struct string_run *run, unsigned size, unsigned access)
 {
@@ -113,6 +103,17 @@ fault:
 	return n - left;
 }
 
+// ONE(set direction, repeat prefix, size) in the way that `back` and `until_equal` say.
+#define EACH_WAY(s) \
+	if (back && until_equal) \
+		ONE("std", "repne", s); \
+	else if (back) \
+		ONE("std", "repe", s); \
+	else if (until_equal) \
+		ONE("", "repne", s); \
+	else \
+		ONE("", "repe", s)
+
 // Compare up to n > 0 elements while they are equal (or not, for `until_equal`). Return how many
 // were compared, 0 for a fault; *arith gets the flags of the last one as struct cpu keeps them.
 static u64 host_cmps(const u8 *from, const u8 *to, u64 n, unsigned size, bool back,
@@ -127,17 +128,7 @@ static u64 host_cmps(const u8 *from, const u8 *to, u64 n, unsigned size, bool ba
 #define ONE(direction, repeat, s) \
 	__asm__ volatile goto(direction "\n1: " repeat " cmps" s "\n\tcld; lahf; seto %%al\n\t" FAULT \
 		     : "+a"(flags), "+S"(from), "+D"(to), "+c"(left) : : "memory", "cc" : fault)
-#define CMPS(s) \
-	if (back && until_equal) \
-		ONE("std", "repne", s); \
-	else if (back) \
-		ONE("std", "repe", s); \
-	else if (until_equal) \
-		ONE("", "repne", s); \
-	else \
-		ONE("", "repe", s)
-	FOR_SIZE(size, CMPS)
-#undef CMPS
+	FOR_SIZE(size, EACH_WAY)
 #undef ONE
 	*arith = flags & 0xffff;
 	return n - left;
@@ -156,17 +147,7 @@ static u64 host_scas(u64 value, const u8 *to, u64 n, unsigned size, bool back, b
 #define ONE(direction, repeat, s) \
 	__asm__ volatile goto(direction "\n1: " repeat " scas" s "\n\tcld; lahf; seto %%al\n\t" FAULT \
 		     : "+a"(flags), "+D"(to), "+c"(left) : : "memory", "cc" : fault)
-#define SCAS(s) \
-	if (back && until_equal) \
-		ONE("std", "repne", s); \
-	else if (back) \
-		ONE("std", "repe", s); \
-	else if (until_equal) \
-		ONE("", "repne", s); \
-	else \
-		ONE("", "repe", s)
-	FOR_SIZE(size, SCAS)
-#undef SCAS
+	FOR_SIZE(size, EACH_WAY)
 #undef ONE
 	*arith = flags & 0xffff;
 	return n - left;
@@ -317,26 +298,6 @@ static u64 cmps_piece(struct cpu *cpu, const struct insn *insn, unsigned size, u
 	return host_cmps((u8 *)&a, (u8 *)&b, 1, size, false, insn->repne, arith);
 }
 
-static void cmps(struct cpu *cpu, const struct insn *insn)
-{
-	unsigned size = element_size(insn);
-	u64 next_rip = cpu->next_rip, n;
-	u32 arith;
-
-	if (!string_count(cpu, insn))
-		return;
-	do {
-		n = cmps_piece(cpu, insn, size, &arith);
-		if (!n)
-			guest_fault(cpu, NULL);
-		cpu->arith = arith;
-		string_advance(cpu, insn, RSI, n, size);
-		string_advance(cpu, insn, RDI, n, size);
-	} while (string_next(cpu, insn, n) && goes_on(insn, arith));
-	if (!goes_on(insn, arith)) // complete, whatever string_next() wants to look at
-		cpu->next_rip = next_rip;
-}
-
 static u64 scas_piece(struct cpu *cpu, const struct insn *insn, unsigned size, u32 *arith)
 {
 	struct string_run to;
@@ -352,7 +313,9 @@ static u64 scas_piece(struct cpu *cpu, const struct insn *insn, unsigned size, u
 	return host_scas(cpu->gpr[RAX], (u8 *)&b, 1, size, false, insn->repne, arith);
 }
 
-static void scas(struct cpu *cpu, const struct insn *insn)
+// CMPS (`source`: RSI moves too) and SCAS, by pieces.
+static void compare(struct cpu *cpu, const struct insn *insn, bool source,
+		    u64 (*piece)(struct cpu *cpu, const struct insn *insn, unsigned size, u32 *arith))
 {
 	unsigned size = element_size(insn);
 	u64 next_rip = cpu->next_rip, n;
@@ -361,15 +324,20 @@ static void scas(struct cpu *cpu, const struct insn *insn)
 	if (!string_count(cpu, insn))
 		return;
 	do {
-		n = scas_piece(cpu, insn, size, &arith);
+		n = piece(cpu, insn, size, &arith);
 		if (!n)
 			guest_fault(cpu, NULL);
 		cpu->arith = arith;
+		if (source)
+			string_advance(cpu, insn, RSI, n, size);
 		string_advance(cpu, insn, RDI, n, size);
 	} while (string_next(cpu, insn, n) && goes_on(insn, arith));
 	if (!goes_on(insn, arith)) // complete, whatever string_next() wants to look at
 		cpu->next_rip = next_rip;
 }
+
+static void cmps(struct cpu *cpu, const struct insn *insn) { compare(cpu, insn, true, cmps_piece); }
+static void scas(struct cpu *cpu, const struct insn *insn) { compare(cpu, insn, false, scas_piece); }
 
 #define STRING(name, handler) { ZYDIS_MNEMONIC_##name, INSN_C, INSN_REP_RESTART, 0, handler }
 
