@@ -33,7 +33,7 @@ all: $(BUILD)/build.ninja
 
 $(BUILD)/build.ninja:
 	@scripts/setup.sh build
-	meson setup $(BUILD) --prefix=$(PREFIX) $(MESON_ARGS)
+	meson setup $(BUILD) --prefix='$(PREFIX)' $(MESON_ARGS)
 
 .PHONY: check quick-check
 check: all
@@ -60,10 +60,13 @@ lockstep: all
 .PHONY: fuzz-guests
 fuzz-guests:
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined all
-	@CETKVM_BUILD=$(CURDIR)/build-address-undefined tests/hostile/run --seeds $(SEEDS) --seconds $(SECONDS)
+	@CETKVM_BUILD='$(CURDIR)/build-address-undefined' tests/hostile/run --seeds $(SEEDS) --seconds $(SECONDS)
 
 .PHONY: install
 install: all
+ifneq ($(origin PREFIX),file) # given: it need not be what the build was set up with
+	@meson configure $(BUILD) --prefix='$(PREFIX)'
+endif
 	meson install -C $(BUILD)
 
 .PHONY: format

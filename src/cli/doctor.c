@@ -7,6 +7,7 @@
 
 #include "cetkvm/cetkvm.h"
 #include "vmm/backend.h"
+#include "vmm/cpuid.h"
 #include "vmm/message.h"
 #include "vmm/pack.h"
 #include "vmm/vmm.h"
@@ -14,6 +15,7 @@
 #include <cpuid.h>
 #include <errno.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -35,16 +37,26 @@ static void say(bool good, const char *what, const char *detail)
 	printf("%-4s %s%s%s\n", good ? "ok" : "--", what, *detail ? ": " : "", detail);
 }
 
-// What guests get only if this host has it.
-static void report_vectors(void)
+// Of what guests do not get on every host: what KVM offers on this one.
+static void report_offer(const struct kvm_backend *kvm, int fd)
 {
-	uint32_t eax, ebx = 0, ecx = 0, edx = 0;
+	static const struct {
+		const char *feature, *words;
+	} rows[] = {
+		{ "avx512f", "AVX-512 for guests" },
+		{ "sha_ni", "SHA instructions for guests" },
+		{ "vaes", "VAES for guests" },
+		{ "vpclmulqdq", "VPCLMULQDQ for guests" },
+		{ "gfni", "GFNI for guests" },
+	};
+	struct kvm_cpuid2 *cpuid = cpuid_supported(kvm, fd);
 
-	__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
-	say((ebx & bit_AVX512F) && xcr0_has(0xe6), "AVX-512 for guests", "");
-	say(ebx & bit_SHA, "SHA instructions for guests", "");
-	say((ecx & bit_VAES) && (ecx & bit_VPCLMULQDQ), "VAES and VPCLMULQDQ for guests", "");
-	say(ecx & bit_GFNI, "GFNI for guests", "");
+	for (unsigned i = 0; cpuid && i < sizeof(rows) / sizeof(rows[0]); i++) {
+		int feature = cpu_feature_find(rows[i].feature, (unsigned)strlen(rows[i].feature));
+
+		say(feature >= 0 && cpuid_has_feature(cpuid, &cpu_features[feature]), rows[i].words, "");
+	}
+	free(cpuid);
 }
 
 static bool report_engine(void)
@@ -56,10 +68,12 @@ static bool report_engine(void)
 	if (fd < 0) {
 		problem = kvm->problem();
 		problem = problem ? problem : strerror(errno);
-	} else {
-		kvm->close(fd);
 	}
 	say(!problem, "the built-in KVM runs on this processor", problem ? problem : "");
+	if (fd >= 0) {
+		report_offer(kvm, fd);
+		kvm->close(fd);
+	}
 	return !problem;
 }
 
@@ -103,7 +117,6 @@ static bool report_machine(void)
 	baseline = (ebx & bit_AVX2) && (ebx & bit_BMI2) && xcr0_has(6);
 	say(baseline, "AVX2 and BMI2 on this host", baseline ? "" : "cetkvm needs both (x86-64-v3)");
 	engine = report_engine();
-	report_vectors();
 	fd = memfd_create("cetkvm-doctor", MFD_CLOEXEC);
 	say(fd >= 0, "anonymous memory files", fd < 0 ? strerror(errno) : "");
 	if (fd >= 0)

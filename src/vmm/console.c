@@ -42,6 +42,7 @@ struct console {
 	atomic_bool held;      // until our init has set up the guest's terminal
 	bool at_line_start;    // the last byte of input ended a line
 
+	int output_error;      // errno of the first output that did not get out
 	int wake_event, flush_timer, signal_fd;
 	unsigned timeout;
 	struct timespec deadline;
@@ -76,7 +77,9 @@ static bool terminal_set_raw(void)
 	unsigned i;
 
 	// A background process would be stopped for touching the terminal.
-	if (!isatty(STDIN_FILENO) || tcgetpgrp(STDIN_FILENO) != getpgrp() || tcgetattr(STDIN_FILENO, &saved_terminal) < 0)
+	if (!isatty(STDIN_FILENO) || tcgetpgrp(STDIN_FILENO) != getpgrp())
+		return false;
+	if (!terminal_changed && tcgetattr(STDIN_FILENO, &saved_terminal) < 0)
 		return false;
 	if (!registered) {
 		atexit(terminal_restore);
@@ -96,6 +99,14 @@ static bool terminal_set_raw(void)
 	return true;
 }
 
+void console_wake(struct console *console)
+{
+	uint64_t one = 1;
+
+	if (write(console->wake_event, &one, sizeof(one)) < 0)
+		return; // the counter is full: it is awake already
+}
+
 static void console_flush_locked(struct console *console)
 {
 	unsigned done = 0;
@@ -110,7 +121,10 @@ static void console_flush_locked(struct console *console)
 
 			poll(&wait, 1, -1);
 		} else if (n < 0 && errno != EINTR) {
-			break; // nobody reads: the guest goes on, its output is lost
+			if (!console->output_error)
+				console->output_error = errno;
+			console_wake(console);
+			break;
 		}
 	}
 	console->output_count = 0;
@@ -127,14 +141,6 @@ void console_output(struct console *console, uint8_t byte)
 	else if (console->output_count == 1)
 		timerfd_settime(console->flush_timer, 0, &delay, NULL);
 	pthread_mutex_unlock(&console->lock);
-}
-
-void console_wake(struct console *console)
-{
-	uint64_t one = 1;
-
-	if (write(console->wake_event, &one, sizeof(one)) < 0)
-		return; // the counter is full: it is awake already
 }
 
 void console_open_input(struct console *console)
@@ -229,12 +235,54 @@ static int console_wait_ms(const struct console *console)
 	return ms < 0 ? 0 : ms > 1000000 ? 1000000 : ms;
 }
 
+static void console_take_terminal(struct console *console)
+{
+	if (isatty(STDIN_FILENO))
+		console->input_is_terminal = console->input_open = terminal_set_raw();
+}
+
+// Stopped, the process leaves the terminal as it was; going on, it takes it again if it may.
+static void console_stop_process(struct console *console)
+{
+	sigset_t stop;
+
+	terminal_restore();
+	sigemptyset(&stop);
+	sigaddset(&stop, SIGTSTP);
+	raise(SIGTSTP);
+	pthread_sigmask(SIG_UNBLOCK, &stop, NULL); // here it stops, unless nobody could let it go on
+	pthread_sigmask(SIG_BLOCK, &stop, NULL);
+	console_take_terminal(console);
+}
+
 static void console_take_signal(struct console *console, struct machine *machine)
 {
 	struct signalfd_siginfo info;
 
-	if (read(console->signal_fd, &info, sizeof(info)) == sizeof(info))
+	if (read(console->signal_fd, &info, sizeof(info)) != sizeof(info))
+		return;
+	if (info.ssi_signo == SIGTSTP)
+		console_stop_process(console);
+	else if (info.ssi_signo == SIGCONT)
+		console_take_terminal(console); // after SIGSTOP, which cannot be seen, or out of the background
+	else
 		machine_stop(machine, MACHINE_SIGNAL, info.ssi_signo);
+}
+
+// A guest whose output nobody takes need not go on: as other programs, the run ends by SIGPIPE.
+static void console_check_output(struct console *console, struct machine *machine)
+{
+	pthread_mutex_lock(&console->lock);
+	if (console->output_error == EPIPE)
+		machine_stop(machine, MACHINE_SIGNAL, SIGPIPE);
+	else if (console->output_error)
+		machine_stop(machine, MACHINE_FAILED, 0);
+	pthread_mutex_unlock(&console->lock);
+}
+
+int console_output_error(const struct console *console)
+{
+	return console->output_error;
 }
 
 void console_run(struct console *console, struct machine *machine)
@@ -268,6 +316,7 @@ void console_run(struct console *console, struct machine *machine)
 		}
 		if (wait[WAIT_SIGNAL].revents)
 			console_take_signal(console, machine);
+		console_check_output(console, machine);
 		if (wait[WAIT_INPUT].fd >= 0 && wait[WAIT_INPUT].revents)
 			console_read_input(console, machine);
 		console_feed(console, machine);
@@ -297,6 +346,8 @@ struct console *console_create(unsigned timeout, bool own_init)
 	sigaddset(&signals, SIGTERM);
 	sigaddset(&signals, SIGHUP);
 	sigaddset(&signals, SIGQUIT);
+	sigaddset(&signals, SIGTSTP);
+	sigaddset(&signals, SIGCONT);
 	pthread_sigmask(SIG_BLOCK, &signals, NULL);
 	console->signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 	console->wake_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -306,8 +357,7 @@ struct console *console_create(unsigned timeout, bool own_init)
 		free(console);
 		return NULL;
 	}
-	if (isatty(STDIN_FILENO))
-		console->input_is_terminal = console->input_open = terminal_set_raw();
+	console_take_terminal(console);
 	return console;
 }
 

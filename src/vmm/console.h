@@ -10,7 +10,7 @@
 struct console;
 struct machine;
 
-// Also takes over SIGINT, SIGTERM, SIGHUP and SIGQUIT: call before any thread is made.
+// Also takes over SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP and SIGCONT: call before any thread is made.
 // own_init: the guest runs our init, which says when it takes input and must be told of its end.
 struct console *console_create(unsigned timeout, bool own_init);
 // Writes what is left and gives the terminal back as it was.
@@ -24,5 +24,7 @@ void console_open_input(struct console *console);
 
 // Serves the terminal until the machine has ended.
 void console_run(struct console *console, struct machine *machine);
+// The errno of the first output that could not be written, or 0. For the thread of console_run().
+int console_output_error(const struct console *console);
 
 #endif

@@ -11,9 +11,9 @@ struct kvm_backend;
 
 #define CPUID_ENTRIES_MAX 128
 
-// What KVM supports. The caller frees it. NULL after one line has been written.
 #define COMPONENT_TILEDATA 18 // of extended state: AMX
 
+// What KVM supports. The caller frees it. NULL after one line has been written.
 struct kvm_cpuid2 *cpuid_supported(const struct kvm_backend *kvm, int kvm_fd);
 
 // What KVM can do besides, at a price, for those who ask for it; possibly nothing. The caller frees it.

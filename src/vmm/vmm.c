@@ -129,6 +129,10 @@ static int run_machines(const struct vmm_config *config, const struct kernel_ima
 			again = machine.end == MACHINE_RESET && !config->no_reboot && !machine.panic[0];
 			if (!again)
 				status = status_of_end(&machine);
+			if (console_output_error(console) && console_output_error(console) != EPIPE) {
+				vmm_message("standard output: %s; what the guest wrote is lost", strerror(console_output_error(console)));
+				status = VMM_EXIT_FAILED;
+			}
 		}
 		machine_destroy(&machine);
 	} while (again);

@@ -83,6 +83,21 @@ wait $!
 is $? 143 "SIGTERM ends the run with 128+15"
 matches "$scratch/err" '^cetkvm: ended by signal 15' "SIGTERM is reported"
 
+# Standard descriptors that are full, closed, or have no reader.
+# shellcheck disable=SC2086
+[ -e "$scratch/hello.64" ] || build hello 64
+machine=("$cetkvm" run ${CETKVM_OPTIONS-} --timeout 30 --kernel "$scratch/hello.64" --mem 64M)
+"${machine[@]}" </dev/null >/dev/full 2>"$scratch/err"
+is $? 4 "output that cannot be written: status 4"
+matches "$scratch/err" '^cetkvm: standard output: No space left on device; what the guest wrote is lost' "and it is said"
+"${machine[@]}" <&- >"$scratch/out" 2>"$scratch/err"
+is "$? $(cat "$scratch/out" "$scratch/err")" "42 hello from a flat guest" "standard input may be closed"
+"${machine[@]}" <&- >&- 2>&-
+is $? 42 "so may all three be"
+build loud 64
+"$cetkvm" run ${CETKVM_OPTIONS-} --timeout 30 --kernel "$scratch/loud.64" --mem 64M </dev/null 2>"$scratch/err" | head -n 1 >/dev/null
+is "${PIPESTATUS[0]}" 141 "a guest that nobody reads any more ends as by SIGPIPE"
+
 # A reset without --no-reboot boots again and again.
 timeout 20 "$cetkvm" run ${CETKVM_OPTIONS-} --timeout 2 --kernel "$scratch/reset_cf9.64" </dev/null 2>"$scratch/err"
 is $? 124 "a guest that resets is booted again until the time is over"

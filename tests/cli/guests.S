@@ -34,6 +34,13 @@ hello:
 	rep outsb
 	exit 42
 
+// Writes lines without end.
+loud:
+	mov $0x3f8, %edx
+	mov $'\n', %al
+1:	out %al, %dx
+	jmp 1b
+
 // Ends by ACPI: PM1a control, SLP_TYP 5 and SLP_EN.
 poweroff:
 	mov $0x604, %edx

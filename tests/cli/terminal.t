@@ -30,7 +30,7 @@ def guest(name):
 
 # A run on a terminal of its own.
 class Run:
-    def __init__(self, kernel):
+    def __init__(self, kernel, shell=[]):
         self.master, self.slave = pty.openpty()
         self.before = termios.tcgetattr(self.slave)
         def session():
@@ -38,7 +38,7 @@ class Run:
             import fcntl
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         self.process = subprocess.Popen(
-            [cetkvm, 'run'] + os.environ.get('CETKVM_OPTIONS', '').split() +
+            shell + [cetkvm, 'run'] + os.environ.get('CETKVM_OPTIONS', '').split() +
             ['--mem', '64M', '--timeout', '30', '--kernel', kernel],
             stdin=self.slave, stdout=self.slave, stderr=self.slave, preexec_fn=session)
         self.output = b''
@@ -46,6 +46,9 @@ class Run:
         return not termios.tcgetattr(self.slave)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
     def is_restored(self):
         return termios.tcgetattr(self.slave)[:4] == self.before[:4]
+    def child(self):
+        with open('/proc/%d/task/%d/children' % (self.process.pid, self.process.pid)) as f:
+            return int(f.read().split()[0])
     def type(self, text):
         os.write(self.master, text)
     def wait_for(self, condition, seconds=20):
@@ -92,6 +95,20 @@ for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
     run.process.send_signal(number)
     check(run.end() == 128 + number, 'status after %s' % number.name, run.process.poll())
     check(run.is_restored(), 'the terminal is as it was after %s' % number.name)
+
+# Stopped and let go on by a shell with job control. SIGSTOP cannot be seen: the terminal is then taken
+# again from whatever state the shell left it in.
+for number in (signal.SIGTSTP, signal.SIGSTOP):
+    run = Run(echo, ['bash', '-c', 'set -m; "$@"; stty sane; echo "stopped: $?"; read; fg >/dev/null; echo "ended: $?"', 'bash'])
+    check(run.wait_for(run.is_raw), 'raw under a shell')
+    os.kill(run.child(), number)
+    check(run.wait_for(lambda: b'stopped: ' in run.output), '%s stops the run' % number.name, run.output)
+    check(not run.is_raw(), 'and the terminal is not raw')
+    run.type(b'\n')
+    check(run.wait_for(run.is_raw), 'raw again when it goes on')
+    run.type(b'xyzq')
+    check(run.wait_for(lambda: b'ended: 7' in run.output) and b'xyz' in run.output, 'and keys reach the guest', run.output)
+    check(run.end() == 0 and not run.is_raw(), 'the terminal is not raw after it')
 
 # What a bug in cetkvm itself would look like.
 for number in (signal.SIGSEGV, signal.SIGABRT):
