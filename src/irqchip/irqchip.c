@@ -18,7 +18,6 @@ struct irqchip *irqchip_create(const struct irqchip_ops *ops, void *vm, unsigned
 	}
 	chip->ops = ops;
 	chip->vm = vm;
-	chip->lapic_max = max_lapics;
 	chip->pic_and_ioapic = pic_and_ioapic;
 	chip->bus_cycle_ns = APIC_BUS_CYCLE_NS;
 	chip->ioapic.base = IOAPIC_BASE;

@@ -20,9 +20,9 @@
 
 // What has arrived at a vCPU.
 enum irqchip_wake {
-	WAKE_IRQ = 1,  // ask lapic_interrupt() / pic_interrupt()
+	WAKE_IRQ = 1, // ask lapic_interrupt() and pic_pending()
 	WAKE_NMI = 2,
-	WAKE_INIT_SIPI = 4, // lapic_take_init(), lapic_take_sipi()
+	WAKE_INIT_SIPI = 4, // look at lapic->pending
 	WAKE_SMI = 8,
 };
 
@@ -70,7 +70,6 @@ struct apic_message {
 #define APIC_ID 0x20
 #define APIC_LVR 0x30
 #define APIC_TPR 0x80
-#define APIC_APR 0x90
 #define APIC_PPR 0xa0
 #define APIC_EOI 0xb0
 #define APIC_LDR 0xd0
@@ -80,7 +79,6 @@ struct apic_message {
 #define APIC_TMR 0x180
 #define APIC_IRR 0x200
 #define APIC_ESR 0x280
-#define APIC_LVT_CMCI 0x2f0
 #define APIC_ICR 0x300
 #define APIC_ICR2 0x310
 #define APIC_LVT_TIMER 0x320
@@ -165,8 +163,6 @@ void lapic_set_cr8(struct lapic *lapic, uint64_t value);
 int lapic_interrupt(struct lapic *lapic, bool acknowledge);
 // Does this vCPU take what the 8259 offers (LINT0 as ExtINT, or APIC disabled on the boot CPU)?
 bool lapic_accepts_pic(const struct lapic *lapic);
-// LINT1 as NMI input; LINT0 as NMI for the watchdog of old.
-void lapic_lint(struct lapic *lapic, unsigned pin);
 // Local interrupt of another source (LVT register offset). False when masked.
 bool lapic_local(struct lapic *lapic, unsigned lvt);
 
@@ -283,7 +279,7 @@ struct irqchip {
 	struct pit pit;
 	// Local APICs, never removed while the machine lives. count is published last.
 	struct lapic **lapics;
-	unsigned lapic_count, lapic_max;
+	unsigned lapic_count;
 };
 
 // Where a pin's level comes from: interrupts lines are shared by these.

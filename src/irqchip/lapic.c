@@ -170,11 +170,6 @@ bool lapic_local(struct lapic *lapic, unsigned lvt)
 	return false;
 }
 
-void lapic_lint(struct lapic *lapic, unsigned pin)
-{
-	lapic_local(lapic, pin ? APIC_LVT_LINT1 : APIC_LVT_LINT0);
-}
-
 bool lapic_accepts_pic(const struct lapic *lapic)
 {
 	uint32_t lint0 = lapic_get(lapic, APIC_LVT_LINT0);

@@ -44,7 +44,6 @@ struct kvm_userspace_memory_region2 {
 #define KVM_REG_ARCH_X86 0x2000000000000000ull
 #define KVM_REG_X86_TYPE_MSR 2
 #define KVM_REG_X86_TYPE_KVM 3
-#define KVM_REG_X86_MSR(index) (0x2030000200000000ull | (index))
 #define KVM_REG_X86_GUEST_SSP 0x2030000300000000ull
 #define MSR_KVM_INTERNAL_GUEST_SSP 0x4b564dffu
 

@@ -53,6 +53,8 @@ static const struct {
 	CAP(KVM_CAP_IRQFD_RESAMPLE, 1),
 	CAP(KVM_CAP_IOEVENTFD, 1),
 	CAP(KVM_CAP_IOEVENTFD_ANY_LENGTH, 1),
+	CAP(KVM_CAP_IOEVENTFD_NO_LENGTH, 1),
+	CAP(KVM_CAP_IOAPIC_POLARITY_IGNORED, 1),
 	CAP(KVM_CAP_SET_IDENTITY_MAP_ADDR, 1),
 	CAP(KVM_CAP_VAPIC, 1),
 	CAP(KVM_CAP_ADJUST_CLOCK, KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC),
@@ -104,7 +106,8 @@ static const struct {
 	CAP(KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1),
 	CAP(KVM_CAP_VM_TYPES, 1),
 	CAP(KVM_CAP_X86_APIC_BUS_CYCLES_NS, APIC_BUS_CYCLE_NS),
-	CAP(KVM_CAP_XSAVE2, 0), // these two: see capability()
+	CAP(KVM_CAP_XSAVE2, 0), // these: see capability()
+	CAP(KVM_CAP_STEAL_TIME, 0),
 	CAP(KVM_CAP_NR_VCPUS, 0),
 };
 
@@ -113,6 +116,8 @@ long capability(struct vm *vm, unsigned long number)
 	switch (number) {
 	case KVM_CAP_XSAVE2:
 		return xsave_size(vm);
+	case KVM_CAP_STEAL_TIME:
+		return steal_time_available();
 	case KVM_CAP_NR_VCPUS:
 		return sysconf(_SC_NPROCESSORS_ONLN);
 	}

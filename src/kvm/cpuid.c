@@ -274,6 +274,11 @@ static bool same_but_for_state(struct cpu_cpuid_entry a, struct cpu_cpuid_entry 
 	return !memcmp(&a, &b, sizeof(a));
 }
 
+static bool submitted_before(const struct vcpu *vcpu, const struct cpu_cpuid_entry *entries, unsigned count)
+{
+	return count == vcpu->cpuid_count && (!count || !memcmp(entries, vcpu->cpuid, count * sizeof(*entries)));
+}
+
 static bool in_force(const struct vcpu *vcpu, const struct cpu_cpuid_entry *entries, unsigned count)
 {
 	if (count != vcpu->cpu->cpuid_count)
@@ -325,8 +330,7 @@ int cpuid_set_ioctl(struct vcpu *vcpu, const void *client)
 		leaf->eax &= ~PV_UNHALT;
 	// What guests have seen does not change any more; saying the same again is fine.
 	if (vcpu->has_run) {
-		if ((submitted != vcpu->cpuid_count || (submitted && memcmp(copy, vcpu->cpuid, submitted * sizeof(*copy)))) &&
-		    !in_force(vcpu, own, count))
+		if (!submitted_before(vcpu, copy, submitted) && !in_force(vcpu, own, count))
 			result = -EINVAL;
 		goto out;
 	}

@@ -119,6 +119,7 @@ int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
 {
 	struct cpu *cpu = vcpu->cpu;
 	bool payload = e->flags & KVM_VCPUEVENT_VALID_PAYLOAD;
+	u32 nmis = e->nmi.pending < NMIS_MAX ? e->nmi.pending : NMIS_MAX;
 	int result = check(vcpu, e);
 
 	if (result)
@@ -150,7 +151,7 @@ int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
 	}
 	cpu->nmi_masked = e->nmi.masked;
 	if (e->flags & KVM_VCPUEVENT_VALID_NMI_PENDING)
-		__atomic_store_n(&cpu->nmi_pending, e->nmi.pending < NMIS_MAX ? e->nmi.pending : NMIS_MAX, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&cpu->nmi_pending, nmis, __ATOMIC_SEQ_CST);
 	if ((e->flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR) && vcpu->lapic &&
 	    vcpu->mp_state == KVM_MP_STATE_SIPI_RECEIVED)
 		vcpu->lapic->sipi_vector = e->sipi_vector;

@@ -59,9 +59,8 @@ HANDLER(get_feature_msrs) { return msrs_ioctl(NULL, c->client, false); }
 
 HANDLER(get_mce_cap)
 {
-	u64 cap = MCE_CAP_SUPPORTED;
-
-	return copy_to_client(c->client, &cap, sizeof(cap));
+	*(u64 *)c->arg = MCE_CAP_SUPPORTED;
+	return 0;
 }
 
 // Of the system there is one attribute: the components that guests can have with permission.
@@ -90,26 +89,9 @@ HANDLER(set_user_memory_region2)
 	return memslot_set(c->vm, &plain);
 }
 
-HANDLER(set_tss_addr)
-{
-	if (c->value > (u32)-(3 * PAGE_SIZE))
-		return -EINVAL;
-	c->vm->tss_addr = c->value;
-	return 0;
-}
-
-HANDLER(set_identity_map_addr)
-{
-	long result = -EINVAL;
-
-	lock_take(&c->vm->lock);
-	if (!c->vm->vcpu_count) {
-		c->vm->identity_map_addr = *(u64 *)c->arg;
-		result = 0;
-	}
-	lock_release(&c->vm->lock);
-	return result;
-}
+// Memory that KVM would need for real mode on some processors.
+HANDLER(set_tss_addr) { return c->value > (u32)-(3 * PAGE_SIZE) ? -EINVAL : 0; }
+HANDLER(set_identity_map_addr) { return vm_vcpu_count(c->vm) ? -EINVAL : 0; }
 
 // There are no shadow pages to limit: the number is kept for who asks.
 HANDLER(set_nr_mmu_pages)
@@ -418,6 +400,7 @@ HANDLER(smi) { vcpu_wake(c->vcpu, WAKE_SMI); return 0; }
 HANDLER(set_signal_mask)
 {
 	struct kvm_signal_mask mask;
+	u64 signals;
 
 	if (!c->client) {
 		c->vcpu->signal_mask_set = false;
@@ -427,8 +410,9 @@ HANDLER(set_signal_mask)
 		return -EFAULT;
 	if (mask.len != 8)
 		return -EINVAL;
-	if (copy_from_client(&c->vcpu->signal_mask_value, client_at(c->client, sizeof(mask)), 8))
+	if (copy_from_client(&signals, client_at(c->client, sizeof(mask)), 8))
 		return -EFAULT;
+	c->vcpu->signal_mask_value = signals;
 	c->vcpu->signal_mask_set = true;
 	return 0;
 }
@@ -493,15 +477,15 @@ static const struct ioctl_row rows[] = {
 	SYSTEM(KVM_GET_MSR_INDEX_LIST, get_msr_index_list, NEEDS(ARRAY))
 	SYSTEM(KVM_GET_MSR_FEATURE_INDEX_LIST, get_msr_feature_list, NEEDS(ARRAY))
 	SYSTEM(KVM_GET_MSRS, get_feature_msrs, NEEDS(ARRAY))
-	SYSTEM(KVM_X86_GET_MCE_CAP_SUPPORTED, get_mce_cap, NEEDS(ARRAY))
+	SYSTEM(KVM_X86_GET_MCE_CAP_SUPPORTED, get_mce_cap)
 	SYSTEM(KVM_GET_DEVICE_ATTR, get_system_attr, NOTE("KVM_X86_XCOMP_GUEST_SUPP"))
 	SYSTEM(KVM_HAS_DEVICE_ATTR, has_system_attr)
 
 	VM(KVM_CHECK_EXTENSION, check_extension)
 	VM(KVM_SET_USER_MEMORY_REGION, set_user_memory_region)
 	VM(KVM_SET_USER_MEMORY_REGION2, set_user_memory_region2)
-	VM(KVM_SET_TSS_ADDR, set_tss_addr, NOTE("kept; real mode needs no such memory here"))
-	VM(KVM_SET_IDENTITY_MAP_ADDR, set_identity_map_addr, NOTE("kept; real mode needs no such memory here"))
+	VM(KVM_SET_TSS_ADDR, set_tss_addr, NOTE("checked; real mode needs no such memory here"))
+	VM(KVM_SET_IDENTITY_MAP_ADDR, set_identity_map_addr, NOTE("checked; real mode needs no such memory here"))
 	VM(KVM_SET_NR_MMU_PAGES, set_nr_mmu_pages, NOTE("kept; there are no shadow pages"))
 	VM(KVM_GET_NR_MMU_PAGES, get_nr_mmu_pages, NOTE("what was set"))
 	VM(KVM_SET_BOOT_CPU_ID, set_boot_cpu_id)

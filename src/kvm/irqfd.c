@@ -16,7 +16,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -244,9 +243,6 @@ static void *irqfd_main(void *opaque)
 
 static int start(void)
 {
-	pthread_attr_t attributes;
-	sigset_t all, old;
-	pthread_t thread;
 	int result;
 
 	if (set.started)
@@ -255,21 +251,13 @@ static int start(void)
 	if (set.epoll < 0)
 		return -errno;
 	set.epoll = fd_move_high(set.epoll);
-	// Signals are the client's: none of its handlers runs on our thread.
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	pthread_attr_init(&attributes);
-	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-	result = pthread_create(&thread, &attributes, irqfd_main, (void *)(intptr_t)set.epoll);
-	pthread_attr_destroy(&attributes);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	result = thread_start(irqfd_main, (void *)(intptr_t)set.epoll);
 	if (result) {
 		close(set.epoll);
 		set.epoll = -1;
-		return -result;
 	}
-	set.started = true;
-	return 0;
+	set.started = !result;
+	return result;
 }
 
 // ---- KVM_IRQFD ----

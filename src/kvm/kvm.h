@@ -6,6 +6,7 @@
 //   vm->lock       creation of vCPUs and interrupt controllers, routing, capabilities, clock
 //   vm->slots_lock writers of the memory map and of the I/O buses
 //   irqchip->lock  see irqchip.h
+// Those of irqfd.c and timer.c are taken before irqchip->lock, too, and by vCPUs that execute guest code.
 // A vCPU that executes guest code (vcpu->in_guest) takes neither vm->lock nor vm->slots_lock: who
 // holds slots_lock may wait for it. It reads the memory map, the buses and the routing through
 // pointers that are replaced whole; see memslots.c.
@@ -171,6 +172,8 @@ bool steal_time_available(void);
 void steal_time_request(struct vcpu *vcpu); // the guest has just told where it is to be written
 void steal_time_update(struct vcpu *vcpu);  // in_guest
 
+// A thread of ours, which gets no signals. 0 or -errno.
+int thread_start(void *(*main)(void *), void *argument);
 void timer_start(struct vm *vm); // KVM_RUN begins, with in_run set
 void timer_stop(struct vm *vm);
 void timer_after_fork_in_child(void);
@@ -204,8 +207,7 @@ struct vm {
 	struct vm_code *code;
 	struct kvm_coalesced_mmio_ring *ring;
 	struct lock ring_lock; // of who fills it
-	u64 identity_map_addr;
-	_Atomic u64 tss_addr, nr_mmu_pages;
+	_Atomic u64 nr_mmu_pages;
 
 	enum generation generation;
 	struct vm_counters *counters, first_counters; // slots_lock held
@@ -324,9 +326,7 @@ struct vcpu {
 	u32 pv_features; // CPUID 0x40000001.EAX
 	bool hidden_cet; // the guest has CET by the operator's policy, the client does not know
 	u64 hidden_cet_words[HIDDEN_CET_WORDS];
-	u64 mcg_cap;
-	u8 *signal_mask; // KVM_SET_SIGNAL_MASK: 8 bytes or NULL
-	u64 signal_mask_value;
+	u64 signal_mask_value; // KVM_SET_SIGNAL_MASK
 	bool signal_mask_set;
 	bool triple_fault;
 };

@@ -121,7 +121,8 @@ static struct slot_chunk *make_chunk(const struct memslot *slots, unsigned count
 }
 
 // A map like `old` with chunk `n` replaced by up to two others made of `slots`.
-static struct memory_map *with_chunk(const struct memory_map *old, unsigned n, const struct memslot *slots, unsigned count)
+static struct memory_map *with_chunk(const struct memory_map *old, unsigned n, const struct memslot *slots,
+				     unsigned count)
 {
 	unsigned old_count = old ? old->count : 0, parts = !count ? 0 : count <= CHUNK_MAX ? 1 : 2, done = 0;
 	struct memory_map *map = malloc(sizeof(*map) + (old_count + 2) * sizeof(map->chunks[0]));
@@ -178,7 +179,8 @@ static struct memory_map *with(const struct memory_map *old, const struct memslo
 	return with_chunk(old, n, slots, count + 1);
 }
 
-struct memory_map *memory_map_replace(const struct memory_map *old, const struct memslot *remove, const struct memslot *insert)
+struct memory_map *memory_map_replace(const struct memory_map *old, const struct memslot *remove,
+				      const struct memslot *insert)
 {
 	struct memory_map *less, *map;
 

@@ -451,13 +451,16 @@ static int load_run(struct vcpu *vcpu)
 		return -EINVAL;
 	if (dirty) {
 		memcpy(&copy, &run->s.regs, sizeof(copy));
+		// What has been taken is not dirty any more, whatever becomes of the rest.
 		if (dirty & KVM_SYNC_X86_REGS)
 			regs_set(vcpu, &copy.regs);
+		run->kvm_dirty_regs &= ~(u64)KVM_SYNC_X86_REGS;
 		if ((dirty & KVM_SYNC_X86_SREGS) && sregs_set(vcpu, &copy.sregs))
 			return -EINVAL;
+		run->kvm_dirty_regs &= ~(u64)KVM_SYNC_X86_SREGS;
 		if ((dirty & KVM_SYNC_X86_EVENTS) && events_set(vcpu, &copy.events))
 			return -EINVAL;
-		run->kvm_dirty_regs &= ~dirty;
+		run->kvm_dirty_regs &= ~(u64)KVM_SYNC_X86_EVENTS;
 	}
 	if (!lapic_in_kernel(vcpu)) {
 		u64 cr8 = __atomic_load_n(&run->cr8, __ATOMIC_RELAXED);

@@ -34,15 +34,16 @@ static void describe(u8 *page, const char *id, const char *const *names, unsigne
 	memcpy(page, &header, sizeof(header));
 	snprintf((char *)page + header.id_offset, NAME_SIZE, "%s", id);
 	for (unsigned i = 0; i < count; i++) {
-		struct kvm_stats_desc d = { .flags = KVM_STATS_TYPE_CUMULATIVE | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10,
-			.size = 1, .offset = i * sizeof(u64) };
+		struct kvm_stats_desc d = { .size = 1, .offset = i * sizeof(u64),
+			.flags = KVM_STATS_TYPE_CUMULATIVE | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10 };
 		u8 *at = page + header.desc_offset + i * DESCRIPTION_SIZE;
 
 		memcpy(at, &d, sizeof(d));
 		snprintf((char *)at + sizeof(d), NAME_SIZE, "%s", names[i]);
 	}
 }
-_Static_assert(sizeof(struct kvm_stats_header) + NAME_SIZE + COUNT(vcpu_names) * DESCRIPTION_SIZE <= PAGE_SIZE, "a page");
+_Static_assert(sizeof(struct kvm_stats_header) + NAME_SIZE + COUNT(vcpu_names) * DESCRIPTION_SIZE <= PAGE_SIZE,
+	       "a page");
 
 // Makes the file; *counters, `size` bytes, move into it. Its descriptor, to be kept, or -errno.
 static int make_file(const char *id, const char *const *names, unsigned count, void **counters)

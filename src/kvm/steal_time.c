@@ -25,9 +25,9 @@ _Static_assert(offsetof(struct steal_area, preempted) == 16, "kvm_steal_time");
 static bool run_delay(u64 *delay)
 {
 	char text[96];
-	long fd = raw_syscall6(SYS_openat, AT_FDCWD, (long)"/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC, 0, 0, 0), n;
+	static const char path[] = "/proc/thread-self/schedstat";
+	long fd = raw_syscall6(SYS_openat, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC, 0, 0, 0), n, i = 0;
 	u64 value = 0;
-	long i = 0;
 
 	if (fd < 0)
 		return false;

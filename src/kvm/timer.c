@@ -12,7 +12,6 @@
 // irqchip->lock.
 #include "kvm/kvm.h"
 
-#include <signal.h>
 #include <sys/prctl.h>
 
 #define NEVER (~0ull)
@@ -168,29 +167,11 @@ void timer_set_pit(void *opaque, u64 deadline)
 	set(&((struct vm *)opaque)->pit_deadline, deadline);
 }
 
-static bool start_thread(void)
-{
-	pthread_attr_t attributes;
-	sigset_t all, old;
-	pthread_t thread;
-	bool result;
-
-	// Signals are the client's: none of its handlers runs on our thread.
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	pthread_attr_init(&attributes);
-	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-	result = pthread_create(&thread, &attributes, timer_main, NULL) == 0;
-	pthread_attr_destroy(&attributes);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return result;
-}
-
 static void add(struct vm *vm)
 {
 	lock_take(&timers.lock);
 	if (!timers.started)
-		timers.started = start_thread();
+		timers.started = !thread_start(timer_main, NULL);
 	if (timers.started && !vm->timer_known) {
 		vm->timer_link = timers.first;
 		timers.first = vm;

@@ -29,7 +29,6 @@ int vm_create(u32 type)
 	vm->references = 1;
 	vm->process_generation = fd_process_generation();
 	vm->generation = option_generation;
-	vm->identity_map_addr = 0xfffbc000;
 	vm->counters = &vm->first_counters;
 	vm->stats_fd = -1;
 	clock_vm_init(vm);

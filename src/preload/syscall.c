@@ -88,9 +88,10 @@ long syscall_ours(long number, long a, long b, long c, long d, long e, long f)
 	case SYS_openat2: {
 		const struct open_how *how = (const struct open_how *)c;
 		const char *content = NULL;
-		enum path_kind kind = how && (size_t)d >= sizeof(*how) ? path_classify((int)a, (const char *)b, &content) :
-									 PATH_OTHER;
+		enum path_kind kind = PATH_OTHER;
 
+		if (how && (size_t)d >= sizeof(*how))
+			kind = path_classify((int)a, (const char *)b, &content);
 		if (kind != PATH_OTHER && !thread.inside)
 			return path_open(kind, content, (int)how->flags);
 		break;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Host and guest state apart: a client whose x87, vector and mask registers and control words are full of
-// patterns finds them after every ioctl and every KVM_RUN, while signals land at random instants and a
-// guest fills the same registers with its own; and the guest finds its own.
+// Host and guest state apart: a client whose x87, vector and mask registers and control words are
+// full of patterns finds them after every ioctl and every KVM_RUN, while signals land at random
+// instants and a guest fills the same registers with its own; and the guest finds its own.
 #include "machine.h"
 
 #include <cpuid.h>
@@ -9,8 +9,9 @@
 #include <sys/time.h>
 
 #define ROUNDS 10000
-// ioctl() of `cetkvm exec` is a C function that, unlike the library's, sets things up at its first call in a
-// thread, and looks longer at what is no ioctl of KVM's: those calls keep only what the ABI asks for.
+// ioctl() of `cetkvm exec` is a C function that, unlike the library's, sets things up at its first
+// call in a thread, and looks longer at what is no ioctl of KVM's: those calls keep only what the
+// ABI asks for.
 #ifndef THROUGH_DEVICE
 #define THROUGH_DEVICE 0
 #endif

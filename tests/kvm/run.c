@@ -61,6 +61,35 @@ static void test_ports(void)
 	machine_end(&m);
 }
 
+// What KVM_RUN takes from kvm_run, and how far it gets when a part is no good.
+static void test_synchronized_registers(void)
+{
+	struct kvm_sync_regs *sync;
+	struct machine m;
+
+	machine_start(&m, 0);
+	sync = &m.run->s.regs;
+	machine_bytes(&m, 0xe6, 0x80, 0xf4);
+	m.run->kvm_valid_regs = 1 << 3;
+	is(machine_run(&m), -EINVAL, "an unknown group wanted");
+	m.run->kvm_valid_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
+	m.run->kvm_dirty_regs = 1 << 3;
+	is(machine_run(&m), -EINVAL, "an unknown group dirty");
+	m.run->kvm_dirty_regs = 0;
+	is(machine_run(&m), KVM_EXIT_IO, "registers wanted");
+	is(sync->regs.rip, m.code, "are there");
+	sync->regs.rax = 0x55;
+	sync->sregs.cr0 |= 1ull << 40;
+	m.run->kvm_dirty_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
+	is(machine_run(&m), -EINVAL, "CR0 that cannot be");
+	is(m.run->kvm_dirty_regs, KVM_SYNC_X86_SREGS, "the general registers have been taken");
+	is(machine_regs(&m).rax, 0x55, "as they were given");
+	sync->sregs.cr0 &= ~(1ull << 40);
+	is(machine_run(&m), KVM_EXIT_HLT, "on with a good one");
+	is(m.run->kvm_dirty_regs, 0, "taken, too");
+	machine_end(&m);
+}
+
 static void test_memory(void)
 {
 	struct machine m;
@@ -304,6 +333,7 @@ int main(void)
 {
 	alarm(60);
 	test_ports();
+	test_synchronized_registers();
 	test_memory();
 	test_leaving();
 	test_sleeping();
