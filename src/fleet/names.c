@@ -250,7 +250,7 @@ void fleet_say_outcome(const struct fleet_journey *journey, char *text, size_t s
 		for (unsigned i = 0; i <= last; i++)
 			if (journey->steps[i].outcome == OUTCOME_CORRUPTED && from == last)
 				from = i;
-		snprintf(text, size, "%s The guest runs on, from host %s on with state that is lost or corrupted.",
+		snprintf(text, size, "%s From host '%s' on, the guest runs with state that is lost or corrupted.",
 			 journey->steps[from].failed >= 0 ? "Silent corruption: an error was ignored." :
 							    "Silent corruption: no error was seen.",
 			 d->hosts[d->path[from]].name);

@@ -26,6 +26,7 @@
 #define OUTPUT_SIZE     4096
 #define INPUT_SIZE      4096
 #define OUTPUT_DELAY_MS 4
+#define DRAIN_MS        1000 // at the end, for output that nobody takes
 
 #define KEY_ESCAPE      0x01 // Ctrl-A
 #define KEY_END_OF_FILE 0x04 // Ctrl-D
@@ -42,7 +43,8 @@ struct console {
 	atomic_bool held;      // until our init has set up the guest's terminal
 	bool at_line_start;    // the last byte of input ended a line
 
-	int output_error;      // errno of the first output that did not get out
+	atomic_int output_error; // errno of the first output that did not get out
+	atomic_bool ending;      // a vCPU that waits for its output to be taken leaves it to console_drain()
 	int wake_event, flush_timer, signal_fd;
 	unsigned timeout;
 	struct timespec deadline;
@@ -107,39 +109,67 @@ void console_wake(struct console *console)
 		return; // the counter is full: it is awake already
 }
 
+// Writes as much as one write() takes; it may wait. False: it was interrupted, or none can be taken now.
+static bool console_write_locked(struct console *console)
+{
+	ssize_t n = write(STDOUT_FILENO, console->output, console->output_count);
+
+	if (n < 0 && (errno == EINTR || errno == EAGAIN))
+		return false;
+	if (n < 0) {
+		if (!console->output_error)
+			console->output_error = errno;
+		console_wake(console);
+		n = console->output_count; // lost
+	}
+	console->output_count -= n;
+	memmove(console->output, console->output + n, console->output_count);
+	return true;
+}
+
+// On a vCPU's thread, which waits until its output is taken, or the machine ends: then kicks interrupt it.
 static void console_flush_locked(struct console *console)
 {
-	unsigned done = 0;
+	struct pollfd wait = { .fd = STDOUT_FILENO, .events = POLLOUT };
 
-	while (done < console->output_count) {
-		ssize_t n = write(STDOUT_FILENO, console->output + done, console->output_count - done);
-
-		if (n > 0) {
-			done += n;
-		} else if (n < 0 && errno == EAGAIN) {
-			struct pollfd wait = { .fd = STDOUT_FILENO, .events = POLLOUT };
-
+	while (console->output_count && !console->ending)
+		if (!console_write_locked(console))
 			poll(&wait, 1, -1);
-		} else if (n < 0 && errno != EINTR) {
-			if (!console->output_error)
-				console->output_error = errno;
-			console_wake(console);
-			break;
-		}
-	}
-	console->output_count = 0;
+	if (console->output_count == OUTPUT_SIZE)
+		console->output_count = 0; // and there is no room for more
+}
+
+// On the console's thread, which must not wait: false if there is something left.
+static bool console_try_flush(struct console *console)
+{
+	struct pollfd wait = { .fd = STDOUT_FILENO, .events = POLLOUT };
+	bool done;
+
+	if (pthread_mutex_trylock(&console->lock))
+		return false; // a vCPU is at it
+	// A pipe that can be written takes the whole buffer; a terminal is waited for.
+	while (console->output_count && poll(&wait, 1, 0) > 0 && console_write_locked(console))
+		;
+	done = !console->output_count;
+	pthread_mutex_unlock(&console->lock);
+	return done;
+}
+
+static void console_flush_soon(struct console *console)
+{
+	const struct itimerspec delay = { .it_value.tv_nsec = OUTPUT_DELAY_MS * 1000000 };
+
+	timerfd_settime(console->flush_timer, 0, &delay, NULL);
 }
 
 void console_output(struct console *console, uint8_t byte)
 {
-	struct itimerspec delay = { .it_value.tv_nsec = OUTPUT_DELAY_MS * 1000000 };
-
 	pthread_mutex_lock(&console->lock);
 	console->output[console->output_count++] = byte;
 	if (byte == '\n' || console->output_count == OUTPUT_SIZE)
 		console_flush_locked(console);
 	else if (console->output_count == 1)
-		timerfd_settime(console->flush_timer, 0, &delay, NULL);
+		console_flush_soon(console);
 	pthread_mutex_unlock(&console->lock);
 }
 
@@ -272,12 +302,10 @@ static void console_take_signal(struct console *console, struct machine *machine
 // A guest whose output nobody takes need not go on: as other programs, the run ends by SIGPIPE.
 static void console_check_output(struct console *console, struct machine *machine)
 {
-	pthread_mutex_lock(&console->lock);
 	if (console->output_error == EPIPE)
 		machine_stop(machine, MACHINE_SIGNAL, SIGPIPE);
 	else if (console->output_error)
 		machine_stop(machine, MACHINE_FAILED, 0);
-	pthread_mutex_unlock(&console->lock);
 }
 
 int console_output_error(const struct console *console)
@@ -297,23 +325,25 @@ void console_run(struct console *console, struct machine *machine)
 	};
 	uint64_t count;
 
+	console->ending = false;
 	console->held = console->own_init;
 	if (!console->input_open)
 		console_end_of_input(console); // a rebooted guest has to learn it too
 	while (machine->end == MACHINE_RUNNING) {
 		wait[WAIT_INPUT].fd =
 			console->input_open && console->input_count < INPUT_SIZE - 3 ? STDIN_FILENO : -1;
-		if (poll(wait, WAITS, console_wait_ms(console)) < 0 && errno != EINTR)
+		if (poll(wait, WAITS, console_wait_ms(console)) < 0) {
+			if (errno == EINTR)
+				continue;
 			break;
+		}
 		if (console->timeout && console_wait_ms(console) == 0)
 			machine_stop(machine, MACHINE_TIMEOUT, 0);
 		if (wait[WAIT_WAKE].revents && read(console->wake_event, &count, sizeof(count)) < 0)
 			continue;
-		if (wait[WAIT_FLUSH].revents && read(console->flush_timer, &count, sizeof(count)) > 0) {
-			pthread_mutex_lock(&console->lock);
-			console_flush_locked(console);
-			pthread_mutex_unlock(&console->lock);
-		}
+		if (wait[WAIT_FLUSH].revents && read(console->flush_timer, &count, sizeof(count)) > 0 &&
+		    !console_try_flush(console))
+			console_flush_soon(console);
 		if (wait[WAIT_SIGNAL].revents)
 			console_take_signal(console, machine);
 		console_check_output(console, machine);
@@ -321,9 +351,19 @@ void console_run(struct console *console, struct machine *machine)
 			console_read_input(console, machine);
 		console_feed(console, machine);
 	}
-	pthread_mutex_lock(&console->lock);
-	console_flush_locked(console);
-	pthread_mutex_unlock(&console->lock);
+	console->ending = true;
+}
+
+void console_drain(struct console *console, bool patiently)
+{
+	struct pollfd wait[] = { { .fd = STDOUT_FILENO, .events = POLLOUT }, { .fd = console->signal_fd, .events = POLLIN } };
+
+	while (!console_try_flush(console)) {
+		int ready = poll(wait, 2, patiently ? console_wait_ms(console) : DRAIN_MS);
+
+		if ((ready == 0 && (!patiently || console_wait_ms(console) == 0)) || (ready > 0 && wait[1].revents))
+			return;
+	}
 }
 
 struct console *console_create(unsigned timeout, bool own_init)

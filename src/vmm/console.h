@@ -13,7 +13,7 @@ struct machine;
 // Also takes over SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP and SIGCONT: call before any thread is made.
 // own_init: the guest runs our init, which says when it takes input and must be told of its end.
 struct console *console_create(unsigned timeout, bool own_init);
-// Writes what is left and gives the terminal back as it was.
+// Gives the terminal back as it was.
 void console_destroy(struct console *console);
 
 // From vCPU threads: a byte to show; something may have changed about wanting input.
@@ -24,6 +24,9 @@ void console_open_input(struct console *console);
 
 // Serves the terminal until the machine has ended.
 void console_run(struct console *console, struct machine *machine);
+// Writes what is left, when no vCPU runs any more. patiently: for as long as it takes, or until a signal or
+// the end of the time.
+void console_drain(struct console *console, bool patiently);
 // The errno of the first output that could not be written, or 0. For the thread of console_run().
 int console_output_error(const struct console *console);
 

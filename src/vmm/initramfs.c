@@ -4,6 +4,7 @@
 #include "vmm/initramfs.h"
 
 #include "vmm/message.h"
+#include "vmm/vmm.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +20,7 @@ static void *must_allocate(void *old, size_t size)
 
 	if (!block) {
 		vmm_message("out of memory for the initramfs (%zu bytes)", size);
-		exit(1);
+		exit(VMM_EXIT_FAILED);
 	}
 	return block;
 }

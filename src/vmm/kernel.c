@@ -151,11 +151,11 @@ static int bzimage_load(const struct kernel_image *image, const struct guest_mem
 static int initrd_load(const struct kernel_image *image, const struct guest_memory *memory, const uint8_t *initrd,
 		       size_t size, struct kernel_placement *placement)
 {
-	uint64_t limit = memory->low_size, address;
+	uint64_t limit = memory->low_size, address, low = placement->end > BOOT_HIGH ? placement->end : BOOT_HIGH;
 
 	if (image->kind == KERNEL_BZIMAGE && bzimage_header(image)->initrd_addr_max + 1ull < limit)
 		limit = bzimage_header(image)->initrd_addr_max + 1ull;
-	if (size > limit || ((limit - size) & ~(PAGE - 1)) < placement->end) {
+	if (size > limit || ((limit - size) & ~(PAGE - 1)) < low) {
 		vmm_message("%s: too little memory: the kernel and an initrd of %zu MiB need more than the guest's %" PRIu64
 			    " MiB; give more with --mem", image->path, (size + (1 << 20) - 1) >> 20, memory->size >> 20);
 		return -1;

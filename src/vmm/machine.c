@@ -237,7 +237,7 @@ void machine_start(struct machine *machine)
 			machine_stop(machine, MACHINE_FAILED, 0);
 }
 
-void machine_destroy(struct machine *machine)
+void machine_join(struct machine *machine)
 {
 	unsigned i;
 
@@ -247,6 +247,13 @@ void machine_destroy(struct machine *machine)
 			vmm_message("%s: vCPU %u does not stop", machine->kvm->name, i);
 			exit(VMM_EXIT_FAILED); // gives the terminal back
 		}
+}
+
+void machine_destroy(struct machine *machine)
+{
+	unsigned i;
+
+	machine_join(machine);
 	for (i = 0; machine->vcpus && i < machine->vcpu_count; i++)
 		vcpu_destroy(&machine->vcpus[i]);
 	free(machine->vcpus);

@@ -70,6 +70,8 @@ struct machine {
 int machine_create(struct machine *machine, const struct vmm_config *config, const struct kernel_image *image,
 		   struct console *console);
 void machine_start(struct machine *machine);
+// Waits until no vCPU runs any more, after machine_stop().
+void machine_join(struct machine *machine);
 void machine_destroy(struct machine *machine);
 
 // Ends the machine: the first reason stays. Callable from any thread.

@@ -17,7 +17,7 @@ int guest_memory_create(struct guest_memory *memory, uint64_t size)
 	memory->host = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (memory->host == MAP_FAILED) {
 		memory->host = NULL;
-		vmm_message("cannot reserve %llu MiB of guest memory: %s", (unsigned long long)(size >> 20),
+		vmm_message("cannot reserve %llu MiB of guest memory: %s; give less with --mem", (unsigned long long)(size >> 20),
 			    strerror(errno));
 		return -1;
 	}

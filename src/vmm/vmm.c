@@ -76,6 +76,12 @@ int vmm_check_cpu(const char *choice)
 	return cpu_choice_parse(&parsed, choice);
 }
 
+static bool ended_by_itself(const struct machine *machine)
+{
+	return machine->end != MACHINE_SIGNAL && machine->end != MACHINE_TIMEOUT && machine->end != MACHINE_USER_QUIT &&
+	       machine->end != MACHINE_FAILED;
+}
+
 // The status of the whole command, with a line about every end that is not an ordinary one.
 static int status_of_end(struct machine *machine)
 {
@@ -126,6 +132,8 @@ static int run_machines(const struct vmm_config *config, const struct kernel_ima
 		if (!status) {
 			machine_start(&machine);
 			console_run(console, &machine);
+			machine_join(&machine);
+			console_drain(console, ended_by_itself(&machine));
 			again = machine.end == MACHINE_RESET && !config->no_reboot && !machine.panic[0];
 			if (!again)
 				status = status_of_end(&machine);

@@ -98,6 +98,24 @@ build loud 64
 "$cetkvm" run ${CETKVM_OPTIONS-} --timeout 30 --kernel "$scratch/loud.64" --mem 64M </dev/null 2>"$scratch/err" | head -n 1 >/dev/null
 is "${PIPESTATUS[0]}" 141 "a guest that nobody reads any more ends as by SIGPIPE"
 
+# A reader that does not read, and does not go away. The guest fills the pipe and then waits.
+mkfifo "$scratch/stuck"
+exec 3<>"$scratch/stuck"
+start=$SECONDS
+# shellcheck disable=SC2086
+timeout -k 1 20 "$cetkvm" run ${CETKVM_OPTIONS-} --timeout 2 --kernel "$scratch/loud.64" --mem 64M </dev/null \
+	>"$scratch/stuck" 2>"$scratch/err"
+is $? 124 "--timeout ends a guest whose output is stuck"
+# shellcheck disable=SC2086
+"$cetkvm" run ${CETKVM_OPTIONS-} --timeout 30 --kernel "$scratch/loud.64" --mem 64M </dev/null \
+	>"$scratch/stuck" 2>"$scratch/err" 3>&- &
+sleep 2
+kill -TERM $!
+wait $!
+is $? 143 "so does SIGTERM"
+exec 3>&-
+ok $((SECONDS - start > 15)) "soon"
+
 # A reset without --no-reboot boots again and again.
 timeout 20 "$cetkvm" run ${CETKVM_OPTIONS-} --timeout 2 --kernel "$scratch/reset_cf9.64" </dev/null 2>"$scratch/err"
 is $? 124 "a guest that resets is booted again until the time is over"

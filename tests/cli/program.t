@@ -83,6 +83,10 @@ seq 1 3000 >"$scratch/input"
 input=$scratch/input program -- sh -c 'sleep 1; md5sum; exit 3'
 is "$status $(cut -c 1-32 <"$scratch/out")" "3 $(md5sum <"$scratch/input" | cut -c 1-32)" "input from a file arrives whole"
 
+# shellcheck disable=SC2046
+program -- sh -c 'echo $# $1 ${5000} $VARIABLE' sh $(seq 5000)
+is "$status $(cat "$scratch/out")" "0 5000 1 5000" "thousands of arguments"
+
 printf '#!/bin/sh\necho "script $1"\nexit 9\n' >"$scratch/script"
 chmod +x "$scratch/script"
 program --smp 2 -- "$scratch/script" runs
