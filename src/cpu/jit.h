@@ -243,6 +243,7 @@ void cpu_unwind(struct cpu *cpu) __attribute__((noreturn));
 u32 jit_mode(struct cpu *cpu); // of the current state
 // The block at cpu->rip in a mode, translated if there is none. Raises what the fetch raises.
 struct block *jit_get_block(struct cpu *cpu, u32 mode);
+u8 *jit_next_code_page(struct cpu *cpu, u64 linear, u64 *gpa);
 u64 jit_block_entry(struct jit *jit, const struct block *b);
 // Jumps by address are cached for one mode per privilege class: now for this one.
 void jit_enter_mode(struct cpu *cpu, u32 mode);

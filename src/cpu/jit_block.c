@@ -227,8 +227,7 @@ struct fetch {
 	const u8 *second; // where the next page is, if gpa2 says so
 };
 
-// The bytes at `offset` of the page; those of the next page too, if `both`. False: the next page
-// holds no code that can be fetched.
+// The bytes at `offset` of the page; those of the next page too, if `both`, which may raise #PF.
 static void fetch(struct cpu *cpu, const u8 *page, unsigned offset, bool both, struct fetch *f)
 {
 	f->at = page + offset;
@@ -237,16 +236,9 @@ static void fetch(struct cpu *cpu, const u8 *page, unsigned offset, bool both, s
 	f->second = NULL;
 	if (!both)
 		return;
-	u64 linear = cpu->rip + (cpu_64bit(cpu) ? 0 : cpu->seg[SEG_CS].base);
-	u64 next_page = (linear & ~0xfffull) + 4096;
-	u8 *second;
+	u64 linear = cpu_64bit(cpu) ? cpu->rip : (u32)(cpu->rip + cpu->seg[SEG_CS].base);
+	u8 *second = jit_next_code_page(cpu, linear, &f->gpa2);
 
-	if (!cpu_64bit(cpu))
-		next_page = (u32)next_page;
-	second = mem_code_page(cpu, next_page, &f->gpa2);
-	if (!second)
-		cpu_abort(cpu, CPU_EXIT_EMULATION);
-	f->gpa2 &= ~0xfffull;
 	f->second = second;
 	if (!guest_copy(f->bytes, f->at, f->available))
 		guest_fault(cpu, f->at);
@@ -278,6 +270,9 @@ static ZyanStatus decode(ZydisDecoder *decoder, struct decoded *d, const struct 
 				d->bytes[i] = 0x3e;
 		return ZydisDecoderDecodeFull(decoder, d->bytes, d->zi.length, &d->zi, d->op);
 	}
+	if (ZYAN_SUCCESS(status) && d->zi.attributes & ZYDIS_ATTRIB_HAS_NOTRACK &&
+	    d->zi.machine_mode != ZYDIS_MACHINE_MODE_LONG_64 && d->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY)
+		d->op[0].mem.segment = ZYDIS_REGISTER_DS; // the prefix overrides the segment as ever
 	if (!ZYAN_SUCCESS(status) || !d->zi.raw.sib.offset || d->zi.raw.modrm.mod || d->zi.raw.sib.base != 5)
 		return status;
 	// SIB without a base: Zydis 4.0 takes it for R13D with REX.B and 32-bit addresses.

@@ -12,6 +12,7 @@
 #include "cpu/guest_access.h"
 #include "cpu/jit_translate.h"
 #include "cpu/mem.h"
+#include "cpu/operand.h"
 #include "cpu/system.h"
 #include "cpu/transfer.h"
 
@@ -151,6 +152,13 @@ static void check_x87_pending(struct cpu *cpu, const struct mem_record *r)
 	}
 }
 
+// Alignment comes before paging, before a stack address that is not canonical, and before limits.
+static void check_required_alignment(struct cpu *cpu, const struct mem_record *r, u64 linear)
+{
+	if (r->align && (linear & (r->align - 1u)))
+		cpu_gp0(cpu);
+}
+
 FROM_TRANSLATED u64 jit_c_seg_linear(struct cpu *cpu, u64 record, u64 offset)
 {
 	const struct mem_record *r = &cpu->jit->mems[record];
@@ -161,6 +169,7 @@ FROM_TRANSLATED u64 jit_c_seg_linear(struct cpu *cpu, u64 record, u64 offset)
 	ENTER_C(cpu);
 	locate(cpu, r->page_offset, r->length);
 	check_x87_pending(cpu, r);
+	check_required_alignment(cpu, r, segment_linear_unchecked(cpu, r->seg, offset));
 	linear = insn_linear(cpu, &insn, r->size, r->access & ACCESS_WRITE);
 	LEAVE_C(cpu);
 	return linear;
@@ -182,13 +191,6 @@ static void check_canonical(struct cpu *cpu, const struct mem_record *r, u64 lin
 	cpu_gp0(cpu);
 }
 
-// Alignment comes before paging, and before a stack address that is not canonical.
-static void check_alignment(struct cpu *cpu, const struct mem_record *r, u64 linear)
-{
-	if (r->align && (linear & (r->align - 1u)))
-		cpu_gp0(cpu);
-}
-
 FROM_TRANSLATED u64 jit_c_mem_slow(struct cpu *cpu, u64 record, u64 linear)
 {
 	const struct mem_record *r = &cpu->jit->mems[record];
@@ -199,7 +201,7 @@ FROM_TRANSLATED u64 jit_c_mem_slow(struct cpu *cpu, u64 record, u64 linear)
 	cpu->jit->stat_mem_slow++;
 	jit_cook_flags(cpu, r->recipe);
 	check_x87_pending(cpu, r);
-	check_alignment(cpu, r, linear);
+	check_required_alignment(cpu, r, linear);
 	check_canonical(cpu, r, linear);
 	host = mem_host(cpu, linear, r->size, r->access & 0xff);
 	if (!host) {
@@ -220,7 +222,7 @@ FROM_TRANSLATED u64 jit_c_slow_begin(struct cpu *cpu, u64 record, u64 linear)
 	ENTER_C(cpu);
 	locate(cpu, r->page_offset, r->length);
 	check_x87_pending(cpu, r);
-	check_alignment(cpu, r, linear);
+	check_required_alignment(cpu, r, linear);
 	check_canonical(cpu, r, linear);
 	BUG_ON(jit->slow_active == 4);
 	s = &jit->slow[jit->slow_active++];

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "cpu/jit_translate.h"
 #include "cpu/mem.h"
+#include "cpu/operand.h"
 #include "cpu/transfer.h"
 
 static struct emit *E(struct translation *t) { return &t->e; }
@@ -444,12 +445,42 @@ static u32 call_site(struct translation *t, bool shadow)
 	return SITE(0, shadow ? SITE_CALL : SITE_CALL_NO_SS, t->zi.operand_width / 8);
 }
 
+// The target is in temp[1]. #GP for it leaves the stack as it is: the push would fault first, but writes
+// nothing now.
+static void check_call_target(struct cpu *cpu, const struct insn *insn)
+{
+	unsigned size = insn->operand_size;
+	u64 target = cpu->temp[1], mask = ~0ull, linear;
+
+	if (cpu_64bit(cpu) ? cpu_canonical(cpu, target) : target <= cpu->seg[SEG_CS].limit)
+		return;
+	if (!cpu_64bit(cpu))
+		mask = cpu->seg[SEG_SS].attributes & SEG_DB ? 0xffffffff : 0xffff;
+	linear = segment_linear(cpu, SEG_SS, (cpu->gpr[RSP] - size) & mask, size, true);
+	check_alignment(cpu, linear, size);
+	mem_probe_write(cpu, linear, size, writing(cpu));
+	cpu_gp0(cpu);
+}
+
+static bool limited_code(struct translation *t)
+{
+	return !MODE_64(t->mode) && !(t->mode & MODE_FLAT_CS);
+}
+
 static void call_relative(struct translation *t)
 {
 	s64 target;
 	bool known = branch_target(t, &target);
 	bool shadow = (t->mode & MODE_SHSTK) && t->op[0].imm.value.s != 0;
 
+	if (limited_code(t)) {
+		tr_save_flags(t);
+		load_rip(t, target);
+		if (!known)
+			e3(E(t), 0x0f, 0xb7, 0xff); // movzx edi, di
+		e_store(E(t), H_T0, OFF(temp[1]));
+		tr_call(t, check_call_target, 0);
+	}
 	call_pushes(t, shadow);
 	end_goto(t, target, known, call_site(t, shadow));
 }
@@ -488,29 +519,16 @@ static bool tracked(struct translation *t)
 	       !((t->zi.attributes & ZYDIS_ATTRIB_HAS_NOTRACK) && (t->mode & MODE_NOTRACK_EN));
 }
 
-static void check_call_target(struct cpu *cpu, const struct insn *insn)
-{
-	u64 sp = cpu->gpr[RSP] - 8;
-
-	if (cpu_canonical(cpu, cpu->temp[1]))
-		return;
-	// The push would fault first, but writes nothing now.
-	if (!cpu_canonical(cpu, sp) || !cpu_canonical(cpu, sp + 7))
-		cpu_raise_error(cpu, VECTOR_SS, 0);
-	if (cpu->cpl == 3 && (cpu->cr0 & CR0_AM) && (cpu->rflags & FLAG_AC) && (sp & 7))
-		cpu_raise_error(cpu, VECTOR_AC, 0);
-	mem_probe_write(cpu, sp, 8, ACCESS_WRITE | cpu_access_of_cpl(cpu));
-	cpu_gp0(cpu);
-}
-
 static void branch_indirect(struct translation *t, bool call)
 {
 	bool shadow = t->mode & MODE_SHSTK;
 	u32 site = SITE(0, SITE_JMP, 0);
 
 	indirect_target(t);
+	if (call && limited_code(t))
+		tr_call(t, check_call_target, 0);
 	if (call && MODE_64(t->mode)) {
-		// #GP for the target leaves the stack as it is. Bits 63:47 alike: fine, else C looks again.
+		// Bits 63:47 alike: fine, else C looks again.
 		e4(E(t), 0x2ff8c148); // sar rax, 47
 		e3(E(t), 0x48, 0xff, 0xc0); // inc rax
 		e_alu_imm(E(t), true, 7, H_T1, 1);

@@ -132,6 +132,25 @@ u32 jit_mode(struct cpu *cpu)
 
 // ---- finding blocks ----
 
+// The code page behind the one that holds `linear`, where the instruction at cpu->rip goes on. The limit of
+// CS comes before the page's own faults.
+u8 *jit_next_code_page(struct cpu *cpu, u64 linear, u64 *gpa)
+{
+	u64 next = (linear & ~0xfffull) + 4096;
+	u8 *page;
+
+	if (!cpu_64bit(cpu)) {
+		if (cpu->rip + (4096 - (linear & 0xfff)) > cpu->seg[SEG_CS].limit)
+			cpu_gp0(cpu);
+		next = (u32)next;
+	}
+	page = mem_code_page(cpu, next, gpa);
+	if (!page)
+		cpu_abort(cpu, CPU_EXIT_EMULATION);
+	*gpa &= ~0xfffull;
+	return page;
+}
+
 struct block *jit_get_block(struct cpu *cpu, u32 mode)
 {
 	struct jit *jit = cpu->jit;
@@ -155,11 +174,8 @@ struct block *jit_get_block(struct cpu *cpu, u32 mode)
 	jit->stat_lookups++;
 	b = jit_find(jit, gpa, mode);
 	if (b && b->gpa2) {
-		u64 next = (linear & ~0xfffull) + 4096;
-
-		if (!mem_code_page(cpu, MODE_64(mode) ? next : (u32)next, &gpa2))
-			cpu_abort(cpu, CPU_EXIT_EMULATION);
-		if (b->dead || (gpa2 & ~0xfffull) != b->gpa2)
+		jit_next_code_page(cpu, linear, &gpa2);
+		if (b->dead || gpa2 != b->gpa2)
 			b->dead = true, b = NULL;
 	}
 	if (!b) {

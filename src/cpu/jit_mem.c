@@ -102,6 +102,7 @@ u32 tr_mem_record(struct translation *t, unsigned access, unsigned size, unsigne
 
 	*r = (struct mem_record){ .page_offset = t->page_offset, .length = t->zi.length, .size = size,
 				  .access = access, .seg = seg, .ss = seg == SEG_SS, .x87 = waits_for_x87(t),
+				  .align = t->alignment,
 				  .locked = (access & ACCESS_WRITE) &&
 					    ((t->zi.attributes & ZYDIS_ATTRIB_HAS_LOCK) ||
 					     t->zi.mnemonic == ZYDIS_MNEMONIC_XCHG) };
@@ -271,7 +272,6 @@ void tr_access(struct translation *t, unsigned access, unsigned size, unsigned s
 	}
 	u32 record = tr_mem_record(t, access, size, seg);
 
-	t->jit->mems[record].align = t->alignment;
 	t->alignment = 0;
 	if (t->flags == FLAGS_LOST)
 		t->jit->mems[record].recipe = t->recipe_number;

@@ -38,7 +38,8 @@ static void enter(struct cpu *cpu, const struct insn *insn)
 	frames = stack;
 	frames.sp = cpu->gpr[RBP] & stack.mask;
 	stack_push(cpu, &stack, &cpu->gpr[RBP], size, size);
-	frame = stack.sp;
+	// Of a stack of 16 bits, the frame pointer gets what ESP has above them, too.
+	frame = (cpu->gpr[RSP] & ~stack.mask) | stack.sp;
 	for (unsigned i = 1; i < level; i++) {
 		u64 value = 0;
 

@@ -94,15 +94,18 @@ static void probe(struct cpu *cpu, u64 linear, unsigned size, bool write)
 		mem_read(cpu, linear, &unused, size, ACCESS_READ | cpu_access_of_cpl(cpu));
 }
 
-// The last byte is checked for everything before the rest: not defined by the SDM, but what AMD's
-// processors do.
+// The segment's limit comes first, then alignment; then the last byte is checked for everything before
+// the rest: not defined by the SDM, but what AMD's processors do.
 static u64 fx_area(struct cpu *cpu, const struct insn *insn, bool write)
 {
-	u64 end = address_truncate(insn_offset(cpu, insn) + XSTATE_LEGACY_SIZE - 1, insn->address_size);
+	u64 end = address_truncate(insn_offset(cpu, insn) + XSTATE_LEGACY_SIZE - 1, insn->address_size), linear;
 
 	check_available(cpu);
+	if (cpu_64bit(cpu))
+		insn_check_aligned(cpu, insn, 16);
+	linear = segment_linear(cpu, insn->mem_seg, end, 1, write);
 	insn_check_aligned(cpu, insn, 16);
-	probe(cpu, segment_linear(cpu, insn->mem_seg, end, 1, write), 1, write);
+	probe(cpu, linear, 1, write);
 	return insn_linear(cpu, insn, XSTATE_LEGACY_SIZE, write);
 }
 

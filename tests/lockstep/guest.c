@@ -68,6 +68,8 @@ void engine_run(struct engine *e, const struct program *p, struct state *end, st
 		tlb_flush_page(cpu, DATA_BASE + 4096 * below(rng, DATA_PAGES));
 	memcpy(cpu->gpr, p->state.gpr, sizeof(cpu->gpr));
 	machine_user_mode(cpu, p->state.rip, p->state.rflags, p->mode32);
+	if (p->segments)
+		machine_load_segments(&e->machine, cpu, p);
 	memcpy(cpu->fpstate, p->state.xsave, xsave_size);
 	end->ended = NULL;
 	watchdog_start(kick, cpu);

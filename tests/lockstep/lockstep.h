@@ -52,9 +52,20 @@ struct generated_insn {
 	u32 form;
 };
 
+// With --segments, 32-bit code runs in segments of an LDT: limits, expand-down and read-only data, stacks
+// of 16 bits.
+enum { LDT_DS = 1, LDT_ES, LDT_SS, LDT_CS, LDT_SEGMENTS };
+#define LDT_SELECTOR(n) ((n) << 3 | 7u)
+struct ldt_segment {
+	u32 base, limit; // limit as in the descriptor
+	bool pages, big, expand_down, read_only, code; // G, D/B
+};
+
 struct program {
 	u64 seed, index;
 	bool mode32;
+	bool segments;
+	struct ldt_segment ldt[LDT_SEGMENTS];
 	int class;
 	unsigned count;
 	struct generated_insn insn[MAX_INSNS];
@@ -145,6 +156,10 @@ void generate(struct program *program, int class, u64 seed, u64 index, bool mode
 u32 coverage_form(const ZydisDecodedInstruction *insn, const ZydisDecodedOperand *op, int class);
 void coverage_count(u32 form, bool completed);
 void coverage_print(bool every_form);
+
+// ---- segments.c ----
+void segments_random(struct program *program, struct rng *rng);
+void segments_load_native(const struct program *program); // DS and ES too; 64-bit code does not care
 
 // ---- native.c ----
 void native_init(bool mode32);

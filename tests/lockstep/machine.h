@@ -19,6 +19,7 @@
 #define MACHINE_GDT 0x8000
 #define MACHINE_IDT 0x9000
 #define MACHINE_TSS 0xa000   // 256 bytes for each vCPU
+#define MACHINE_LDT 0xb000
 #define MACHINE_STACK 0x10000 // 4 KiB for each vCPU
 #define MACHINE_STUBS 0x1c000
 #define MACHINE_DATA 0x20000
@@ -40,6 +41,8 @@ struct machine {
 
 void machine_create(struct machine *machine, unsigned cpus, unsigned code_writable);
 void machine_user_mode(struct cpu *cpu, u64 rip, u64 rflags, bool mode32);
+// Behind machine_user_mode(): the segments of a program that has its own.
+void machine_load_segments(struct machine *machine, struct cpu *cpu, const struct program *program);
 void machine_take_exception(struct machine *machine, struct cpu *cpu, struct state *end);
 
 #endif

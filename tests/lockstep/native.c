@@ -221,6 +221,10 @@ static void prepare_entry(const struct program *p)
 	g[REG_RIP] = p->state.rip;
 	g[REG_EFL] = p->state.rflags;
 	g[REG_CSGSFS] = (u64)USER_DS << 48 | (p->mode32 ? USER_CS32 : USER_CS64);
+	if (p->segments) {
+		segments_load_native(p);
+		g[REG_CSGSFS] = (u64)LDT_SELECTOR(LDT_SS) << 48 | LDT_SELECTOR(LDT_CS);
+	}
 	memcpy(entry_xsave, p->state.xsave, xsave_size);
 	*sw = sw_template;
 	sw->magic1 = SW_MAGIC1;
