@@ -10,7 +10,14 @@ cetkvm=$build/cetkvm
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*" | if [ -t 1 ]; then cat; else sed 's/\x1b\[[0-9;]*m//g'; fi; }
 run() {
-	echo "\$ $(printf '%q ' "$@" | sed "s#$top/##g; s#$cache/#.cache/#g; s/ \$//; s/\\\\,/,/g; s/\\\\ / /g")"
+	local word line=
+	for word; do
+		word=${word#"$top/"}
+		[ "${word#"$cache/"}" = "$word" ] || word=.cache/${word#"$cache/"}
+		case $word in *' '*) word="'$word'" ;; esac
+		line="$line $word"
+	done
+	echo "\$$line"
 	"$@" </dev/null 2>&1 | tr -d '\r' | tee "$log"
 	return "${PIPESTATUS[0]}"
 }
@@ -20,7 +27,7 @@ mkdir -p "$build/demo"
 gcc -O1 -g -no-pie -fcf-protection -fno-stack-protector -U_FORTIFY_SOURCE -o "$build/demo/overwrite" \
 	"$top/demo/overwrite.c" || exit 1
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+trap 'rm -f "$log" "$log.all"' EXIT
 failed=0
 
 say "1. A processor without CET"

@@ -4,21 +4,16 @@
 # text that a terminal can show.
 import os, re, subprocess, sys
 
-top = os.path.realpath(os.path.join(os.path.dirname(__file__), '..'))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'lib'))
+from tap import *
+
 listing = subprocess.run(['git', '-C', top, 'ls-files', '-z'], capture_output=True)
 if listing.returncode != 0:
-    print('1..0 # SKIP not a git checkout')
-    sys.exit(0)
+    skip_all('not a git checkout')
 files = [f for f in listing.stdout.decode().split('\0') if f and os.path.isfile(os.path.join(top, f))]
 
-count = failed = 0
 def check(wrong, name):
-    global count, failed
-    count += 1
-    failed += bool(wrong)
-    print('%s %d - %s' % ('not ok' if wrong else 'ok', count, name))
-    for line in wrong[:20]:
-        print('#   ' + line)
+    ok(not wrong, name, *wrong[:20])
 
 def text(f):
     return open(os.path.join(top, f), encoding='utf-8', errors='surrogateescape').read()
@@ -49,5 +44,4 @@ check(['%s:%d' % (f, n) for f in files if re.search(r'\.(c|h|S)$', f)
 check([f for f in files if os.path.getsize(os.path.join(top, f)) > 300000],
       'no big file (binaries are built or fetched, not kept)')
 
-print('1..%d' % count)
-sys.exit(failed != 0)
+done_testing()

@@ -5,8 +5,8 @@
 # each folder's object files.
 import glob, os, re, subprocess, sys
 
-top = os.path.realpath(os.path.join(os.path.dirname(__file__), '..'))
-build = os.environ.get('CETKVM_BUILD', os.path.join(top, 'build'))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'lib'))
+from tap import *
 
 MAY_CALL = {
     'base': set(),
@@ -24,14 +24,8 @@ MAY_CALL = {
 PUBLIC = re.compile(r'^cetkvm_')
 PUBLIC_USERS = {'preload', 'vmm', 'cli'}
 
-count = failed = 0
 def check(good, name, details=()):
-    global count, failed
-    count += 1
-    failed += not good
-    print('%s %d - %s' % ('ok' if good else 'not ok', count, name))
-    for line in details:
-        print('#   ' + line)
+    ok(good, name, *details)
 
 def folder_of(path):
     return os.path.relpath(path, os.path.join(top, 'src')).split(os.sep)[0]
@@ -94,5 +88,4 @@ else:
             wrong.append('%s calls %s of src/%s' % (obj, symbol, ' and '.join(sorted(to))))
         check(not wrong, 'calls from src/%s go down' % folder, wrong)
 
-print('1..%d' % count)
-sys.exit(failed != 0)
+done_testing()

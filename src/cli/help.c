@@ -56,6 +56,8 @@ static const char run_help[] =
 	"  --timeout SECONDS      give up after that long (exit status 124)\n"
 	"  --no-reboot            end when the guest resets\n"
 	"\n"
+	"  --help                 these lines\n"
+	"\n"
 	"On a terminal, Ctrl-A x ends the run and Ctrl-A Ctrl-A types a Ctrl-A.\n"
 	"\n"
 	"exit status: the program's or the one the guest wrote to port 0x501; 0 after a power-off; 2 for\n"
@@ -80,6 +82,7 @@ static const char exec_help[] =
 	"  --kvm-abi GENERATION   KVM_GET_XSAVE and KVM_SET_XSAVE: over-saving, strict or constrained\n"
 	"  --trace cp             explain every control-protection exception on standard error\n"
 	"  --symbols FILE         System.map or vmlinux for the names in it\n"
+	"  --help                 these lines\n"
 	"\n"
 	"try:\n"
 	"  cetkvm exec -- qemu-system-x86_64 -accel kvm -nographic -kernel bzImage\n"
@@ -98,6 +101,7 @@ static const char fleet_help[] =
 	"  --json FILE            write the report as JSON too (- is standard output, and nothing else)\n"
 	"  --html FILE            write it as a page too\n"
 	"  --quiet                no table\n"
+	"  --help                 these lines\n"
 	"\n"
 	"try:\n"
 	"  cetkvm fleet silent-corruption --html report.html\n"
@@ -113,7 +117,8 @@ static const char doctor_help[] =
 	"on to guests, kernels to boot, and the tools that --program uses; and whether 'cetkvm exec' can\n"
 	"reach PROGRAM. Exit status 2 if cetkvm cannot run guests here, or not for PROGRAM.\n"
 	"\n"
-	"  --ioctls   list the ioctls and capabilities of the KVM API that there are\n";
+	"  --ioctls   list the ioctls and capabilities of the KVM API that there are\n"
+	"  --help     these lines\n";
 
 int cli_help(FILE *output, const char *topic)
 {

@@ -5,21 +5,10 @@
 import os, pty, select, signal, subprocess, sys, tempfile, termios, time
 
 here = os.path.dirname(os.path.realpath(__file__))
-top = os.path.realpath(os.path.join(here, '../..'))
-build = os.environ.get('CETKVM_BUILD', os.path.join(top, 'build'))
-cetkvm = next((p for p in (build + '/cetkvm', build + '/src/cli/cetkvm') if os.access(p, os.X_OK)), None)
-if not cetkvm:
-    print('1..0 # SKIP cetkvm is not built')
-    sys.exit(0)
+sys.path.insert(0, os.path.join(here, '../lib'))
+from tap import *
 
-count = failed = 0
-def check(good, name, detail=''):
-    global count, failed
-    count += 1
-    failed += not good
-    print('%s %d - %s' % ('ok' if good else 'not ok', count, name))
-    if not good and detail:
-        print('#   ' + str(detail))
+need_cetkvm()
 
 scratch = tempfile.mkdtemp()
 def guest(name):
@@ -69,46 +58,46 @@ class Run:
 echo, hang = guest('echo'), guest('hang')
 
 run = Run(echo)
-check(run.wait_for(run.is_raw), 'the terminal is raw while the guest runs')
+ok(run.wait_for(run.is_raw), 'the terminal is raw while the guest runs')
 run.type(b'ab\x03c')
-check(run.wait_for(lambda: b'ab\x03c' in run.output), 'keys reach the guest, Ctrl-C too', run.output)
+ok(run.wait_for(lambda: b'ab\x03c' in run.output), 'keys reach the guest, Ctrl-C too', run.output)
 run.type(b'\x01\x01z')
-check(run.wait_for(lambda: b'\x01z' in run.output), 'Ctrl-A Ctrl-A types one Ctrl-A', run.output)
+ok(run.wait_for(lambda: b'\x01z' in run.output), 'Ctrl-A Ctrl-A types one Ctrl-A', run.output)
 run.type(b'q')
-check(run.end() == 7, 'the guest ends the run', run.process.poll())
-check(run.is_restored(), 'the terminal is as it was after the guest has ended')
+ok(run.end() == 7, 'the guest ends the run', run.process.poll())
+ok(run.is_restored(), 'the terminal is as it was after the guest has ended')
 
 run = Run(echo)
 run.wait_for(run.is_raw)
 run.type(b'\x01x')
-check(run.end() == 0, 'Ctrl-A x ends the run', run.process.poll())
-check(run.is_restored(), 'the terminal is as it was after Ctrl-A x')
+ok(run.end() == 0, 'Ctrl-A x ends the run', run.process.poll())
+ok(run.is_restored(), 'the terminal is as it was after Ctrl-A x')
 
 run = Run(hang)
 run.wait_for(run.is_raw)
 run.type(b'\x01x')
-check(run.end() == 0, 'Ctrl-A x ends a guest that hangs', run.process.poll())
+ok(run.end() == 0, 'Ctrl-A x ends a guest that hangs', run.process.poll())
 
 for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
     run = Run(hang)
     run.wait_for(run.is_raw)
     run.process.send_signal(number)
-    check(run.end() == 128 + number, 'status after %s' % number.name, run.process.poll())
-    check(run.is_restored(), 'the terminal is as it was after %s' % number.name)
+    ok(run.end() == 128 + number, 'status after %s' % number.name, run.process.poll())
+    ok(run.is_restored(), 'the terminal is as it was after %s' % number.name)
 
 # Stopped and let go on by a shell with job control. SIGSTOP cannot be seen: the terminal is then taken
 # again from whatever state the shell left it in.
 for number in (signal.SIGTSTP, signal.SIGSTOP):
     run = Run(echo, ['bash', '-c', 'set -m; "$@"; stty sane; echo "stopped: $?"; read; fg >/dev/null; echo "ended: $?"', 'bash'])
-    check(run.wait_for(run.is_raw), 'raw under a shell')
+    ok(run.wait_for(run.is_raw), 'raw under a shell')
     os.kill(run.child(), number)
-    check(run.wait_for(lambda: b'stopped: ' in run.output), '%s stops the run' % number.name, run.output)
-    check(not run.is_raw(), 'and the terminal is not raw')
+    ok(run.wait_for(lambda: b'stopped: ' in run.output), '%s stops the run' % number.name, run.output)
+    ok(not run.is_raw(), 'and the terminal is not raw')
     run.type(b'\n')
-    check(run.wait_for(run.is_raw), 'raw again when it goes on')
+    ok(run.wait_for(run.is_raw), 'raw again when it goes on')
     run.type(b'xyzq')
-    check(run.wait_for(lambda: b'ended: 7' in run.output) and b'xyz' in run.output, 'and keys reach the guest', run.output)
-    check(run.end() == 0 and not run.is_raw(), 'the terminal is not raw after it')
+    ok(run.wait_for(lambda: b'ended: 7' in run.output) and b'xyz' in run.output, 'and keys reach the guest', run.output)
+    ok(run.end() == 0 and not run.is_raw(), 'the terminal is not raw after it')
 
 # What a bug in cetkvm itself would look like.
 for number in (signal.SIGSEGV, signal.SIGABRT):
@@ -116,13 +105,12 @@ for number in (signal.SIGSEGV, signal.SIGABRT):
     run.wait_for(run.is_raw)
     run.wait_for(lambda: b'H' in run.output)
     run.process.send_signal(number)
-    check(run.end() == -number, 'death by %s' % number.name, run.process.poll())
-    check(run.is_restored(), 'the terminal is as it was after %s' % number.name)
+    ok(run.end() == -number, 'death by %s' % number.name, run.process.poll())
+    ok(run.is_restored(), 'the terminal is as it was after %s' % number.name)
 
 run = Run(guest('triple_fault'))
-check(run.end() == 3, 'status of a crash', run.process.poll())
-check(run.is_restored(), 'the terminal is as it was after a crash')
+ok(run.end() == 3, 'status of a crash', run.process.poll())
+ok(run.is_restored(), 'the terminal is as it was after a crash')
 
 subprocess.call(['rm', '-rf', scratch])
-print('1..%d' % count)
-sys.exit(failed != 0)
+done_testing()

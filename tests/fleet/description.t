@@ -4,22 +4,10 @@
 # accepted; text of the user's is escaped in the reports; random changes never do worse than a message.
 import json, os, random, re, shutil, subprocess, sys, tempfile
 
-top = os.path.realpath(os.path.join(os.path.dirname(__file__), '..', '..'))
-build = os.environ.get('CETKVM_BUILD', os.path.join(top, 'build'))
-cetkvm = os.path.join(build, 'src/cli/cetkvm')
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), '..', 'lib'))
+from tap import *
 
-count = failed = 0
-def ok(good, name, *details):
-    global count, failed
-    count += 1
-    failed += not good
-    print('%s %d - %s' % ('ok' if good else 'not ok', count, name))
-    if not good:
-        for d in details:
-            print('#   ' + str(d).replace('\n', '\n#   '))
-
-def equal(got, wanted, name):
-    ok(got == wanted, name, 'wanted: %r' % (wanted,), 'got:    %r' % (got,))
+need_cetkvm()
 
 scratch = tempfile.TemporaryDirectory()
 os.chdir(scratch.name)
@@ -194,5 +182,4 @@ for i in range(400):
         wrong.append((i, r.returncode, r.err, bytes(text)))
 ok(not wrong, '400 random descriptions (SEED=%d)' % seed, *wrong[:3])
 
-print('1..%d' % count)
-sys.exit(failed != 0)
+done_testing()

@@ -4,22 +4,10 @@
 # guest saw it; the reports in JSON and as a page.
 import html.parser, json, os, re, subprocess, sys, tempfile
 
-top = os.path.realpath(os.path.join(os.path.dirname(__file__), '..', '..'))
-build = os.environ.get('CETKVM_BUILD', os.path.join(top, 'build'))
-cetkvm = os.path.join(build, 'src/cli/cetkvm')
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), '..', 'lib'))
+from tap import *
 
-count = failed = 0
-def ok(good, name, *details):
-    global count, failed
-    count += 1
-    failed += not good
-    print('%s %d - %s' % ('ok' if good else 'not ok', count, name))
-    if not good:
-        for d in details:
-            print('#   ' + str(d).replace('\n', '\n#   '))
-
-def equal(got, wanted, name):
-    ok(got == wanted, name, 'wanted: %r' % (wanted,), 'got:    %r' % (got,))
+need_cetkvm()
 
 def fleet(*args):
     return subprocess.run([cetkvm, 'fleet', *args], capture_output=True, text=True, timeout=120)
@@ -166,5 +154,4 @@ equal((s['end'], s['exception'], s['returned']), ('exception', 14, 0), 'ssp-forg
 s = load('cet-to-no-cet')['steps'][1]
 equal(s['missing_features'], ['shstk', 'ibt'], 'cet-to-no-cet: the report names what the host lacks')
 
-print('1..%d' % count)
-sys.exit(failed != 0)
+done_testing()
