@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define TSC_DEADLINE_TIMER (1u << 24) // leaf 1, ECX
+
 static void to_abi(const struct cpu_cpuid_entry *from, struct kvm_cpuid_entry2 *to)
 {
 	*to = (struct kvm_cpuid_entry2){ .function = from->function, .index = from->index,
@@ -157,12 +159,17 @@ int cpuid_supported_ioctl(void *client)
 		count = wanted_count;
 		if (!(permitted & XSTATE_MASK(XSTATE_TILEDATA)))
 			take_tiles_away(entries, &count);
-		return put_entries(client, entries, count);
+	} else {
+		for (unsigned i = 0; i < count; i++)
+			if (entries[i].function == KVM_CPUID_FEATURES)
+				entries[i].eax |= PV_UNHALT | PV_POLL_CONTROL | PV_SEND_IPI | PV_SCHED_YIELD |
+						  (steal_time_available() ? PV_STEAL_TIME : 0);
 	}
+	// Whether there is a local APIC in the kernel is the client's choice, and without one nothing serves
+	// the deadline: KVM_CAP_TSC_DEADLINE_TIMER is where this feature is announced.
 	for (unsigned i = 0; i < count; i++)
-		if (entries[i].function == KVM_CPUID_FEATURES)
-			entries[i].eax |= PV_UNHALT | PV_POLL_CONTROL | PV_SEND_IPI | PV_SCHED_YIELD |
-					  (steal_time_available() ? PV_STEAL_TIME : 0);
+		if (entries[i].function == 1)
+			entries[i].ecx &= ~TSC_DEADLINE_TIMER;
 	return put_entries(client, entries, count);
 }
 

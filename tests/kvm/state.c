@@ -55,6 +55,8 @@ static void test_cpuid(void)
 	is(cpuid_entry(cpuid, 0xd, 12)->eax, 24, "CET_S");
 	ok(cpuid_entry(cpuid, 0xd, 0)->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX, "leaf 0xD: the index matters");
 	ok(cpuid_entry(cpuid, 0x40000000, 0) && cpuid_entry(cpuid, 0x40000001, 0), "hypervisor leaves");
+	is(cpuid_entry(cpuid, 1, 0)->ecx >> 24 & 1, 0, "TSC-deadline mode is a capability's to announce");
+	is(call(m.kvm, KVM_CHECK_EXTENSION, (void *)KVM_CAP_TSC_DEADLINE_TIMER), 1, "KVM_CAP_TSC_DEADLINE_TIMER");
 	back->nent = 3;
 	is(error_of(call(m.kvm, KVM_GET_SUPPORTED_CPUID, back)), E2BIG, "too small");
 	is(back->nent, 3, "nent stays as it was");
