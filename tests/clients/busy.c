@@ -3,10 +3,12 @@
 // with them, and looks after each round whether all is as it must be. Where the kernel has user shadow
 // stacks it does so at the bottom of a recursion whose returns are on one.
 // Where /dev/cpu/*/msr is, IA32_S_CET has to stay as it was found, so that the kernel's IBT is not lost.
+// In the end two children do what shadow stack and IBT forbid, and have to die of it.
 // Usage: busy SECONDS. Ends earlier when there is a line on standard input, or on SIGTERM. Prints a line now
 // and then; the last one is "busy: good ..." if nothing was ever wrong.
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -15,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -30,7 +33,10 @@ static uint64_t rounds, wrong;
 static volatile uint64_t depth_seen;
 static volatile sig_atomic_t told_to_end;
 
+#define MSR_U_CET 0x6a0
 #define MSR_S_CET 0x6a2
+#define ENDBR_EN 4
+#define SURVIVED 7 // exit status of a child that was not stopped
 #define CPUS 8
 static uint64_t s_cet[CPUS];
 static int msr_file[CPUS];
@@ -166,6 +172,56 @@ static void check_ibt(void)
 			check(now == s_cet[cpu], "S_CET of CPU", cpu);
 }
 
+#define EXIT_SURVIVED "mov $60, %%eax; mov $7, %%edi; syscall"
+_Static_assert(SURVIVED == 7 && SYS_exit == 60, "EXIT_SURVIVED");
+
+static void return_elsewhere(void)
+{
+	__asm__ volatile("call 1f; ud2\n 1: lea 2f(%%rip), %%rax; mov %%rax, (%%rsp); ret\n 2: " EXIT_SURVIVED : : : "memory");
+}
+
+// The kernel has IBT for itself only: this process turns it on for its own CPU behind the kernel's back.
+static void jump_elsewhere(void)
+{
+	int cpu = sched_getcpu();
+	cpu_set_t one;
+	char path[32];
+	uint64_t value;
+	int file;
+
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	snprintf(path, sizeof(path), "/dev/cpu/%d/msr", cpu);
+	file = open(path, O_RDWR);
+	if (file < 0 || sched_setaffinity(0, sizeof(one), &one) || pread(file, &value, 8, MSR_U_CET) != 8)
+		return;
+	value |= ENDBR_EN;
+	register long offset __asm__("r10") = MSR_U_CET;
+
+	// Nothing of the C library runs from here on: it may have no ENDBR64.
+	__asm__ volatile("syscall; lea 1f(%%rip), %%rax; jmp *%%rax\n 1: " EXIT_SURVIVED
+			 :
+			 : "a"((long)SYS_pwrite64), "D"((long)file), "S"(&value), "d"(8l), "r"(offset)
+			 : "rcx", "r11", "memory");
+}
+
+static void forbidden(const char *what, void (*act)(void))
+{
+	int status = 0;
+	pid_t child = fork();
+
+	if (!child) {
+		act();
+		_exit(1);
+	}
+	if (child < 0 || waitpid(child, &status, 0) != child)
+		printf("busy: %s: no child\n", what);
+	else if (WIFSIGNALED(status))
+		printf("busy: %s: signal %d\n", what, WTERMSIG(status));
+	else
+		printf("busy: %s: status %d\n", what, WEXITSTATUS(status));
+}
+
 static bool told_on_stdin(void)
 {
 	struct pollfd in = { .fd = 0, .events = POLLIN };
@@ -205,6 +261,10 @@ int main(int argc, char **argv)
 				break;
 		}
 	} while (now.tv_sec - begin.tv_sec + (now.tv_nsec - begin.tv_nsec) / 1e9 < seconds && !told_to_end);
+	if (!status) {
+		forbidden("a return to another place", return_elsewhere);
+		forbidden("a jump to no ENDBR64", jump_elsewhere);
+	}
 	printf("busy: %s after %llu rounds, %llu wrong\n", wrong ? "bad" : "good", (unsigned long long)rounds,
 	       (unsigned long long)wrong);
 	fflush(stdout);

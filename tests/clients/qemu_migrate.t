@@ -4,6 +4,7 @@
 # A guest of unmodified QEMU moves while it computes: over a socket from process to process, by way of a
 # file, and back to a snapshot. It checks its x87, SSE and AVX registers, the returns on its shadow
 # stack and the kernel's IBT all the while (busy.c); QEMU before 10.2 knows nothing of the last two.
+# In the end, in the process that it came to last, #CP still stops what it has to stop.
 # CETKVM_MOVES=N: how many moves in a row (default 10).
 . "$(dirname "$0")/../lib/tap.sh"
 . "$(dirname "$0")/../lib/guest.sh"
@@ -27,7 +28,8 @@ qemu_image "$scratch/initrd" '
 	echo "first status: $?"
 	kill -TERM $second
 	wait $second
-	echo "second status: $?"'
+	echo "second status: $?"
+	dmesg | grep "control protection"'
 qemu-img create -q -f qcow2 "$scratch/disk" 64M || skip_all "no qcow2 image"
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null; rm -rf "$scratch"' EXIT
@@ -115,5 +117,10 @@ cat "$scratch"/log.* | tr -d '\r' >"$scratch/all"
 lacks "$scratch/all" 'WRONG' "nothing was ever wrong"
 matches "$scratch/all" '^first status: 0' "the guest found everything good in the end"
 matches "$scratch/all" '^second status: 0' "on its other CPU as well"
+for what in 'a return to another place' 'a jump to no ENDBR64'; do
+	is "$(grep -ac "^busy: $what: signal 11" "$scratch/all")" 2 "and $what is still stopped, in both"
+done
+is "$(grep -ac '^\[.*busy\[.*control protection .*(near ret)' "$scratch/all")" 2 "by #CP(NEAR-RET)"
+is "$(grep -ac '^\[.*busy\[.*control protection .*(endbranch)' "$scratch/all")" 2 "and by #CP(ENDBRANCH)"
 lacks "$scratch/all" "$qemu_complaints" "no kernel complaint"
 done_testing
