@@ -8,6 +8,7 @@
 // - What has no row is the surroundings' (cpu_ops): APIC, TSC deadline, paravirtual clock.
 // - All checks come before anything changes.
 #include "cpu/msr.h"
+#include "cpu/far.h"
 #include "cpu/features.h"
 #include "cpu/mem.h"
 #include "cpu/system.h"
@@ -337,15 +338,42 @@ static int write_xfd(struct cpu *cpu, u32 index, u64 value, enum who who)
 
 static int write_misc_enable(struct cpu *cpu, u32 index, u64 value, enum who who)
 {
-	const u64 fixed = MISC_ENABLE_BTS_UNAVAILABLE | MISC_ENABLE_PEBS_UNAVAILABLE;
+	u64 change = cpu->misc_enable ^ value;
 
-	if (who == BY_GUEST)
-		value = (value & ~fixed) | (cpu->misc_enable & fixed);
+	if (who == BY_GUEST) {
+		// As KVM has the two read-only kinds: one faults, the other does nothing.
+		if (change & (MISC_ENABLE_BTS_UNAVAILABLE | MISC_ENABLE_PEBS_UNAVAILABLE))
+			return -EINVAL;
+		value ^= change & MISC_ENABLE_PERFMON;
+	}
 	// Without SSE3 there is no such bit to change.
 	if (cpu->monitor_by_msr && ((cpu->misc_enable ^ value) & MISC_ENABLE_MWAIT) && !guest_has(cpu, FEATURE_SSE3))
 		return -EINVAL;
 	cpu->misc_enable = value;
 	cpuid_refresh(cpu);
+	return 0;
+}
+
+// AMD's processors drop bits 63:32 of these; on Intel's they are an address's, or reserved.
+static bool valid_sysenter(const struct cpu *cpu, u32 index, u64 value, enum who who)
+{
+	return vendor_is_amd(cpu) || canonical(cpu, value, who);
+}
+
+static int write_sysenter(struct cpu *cpu, u32 index, u64 value, enum who who)
+{
+	*(index == MSR_SYSENTER_ESP ? &cpu->sysenter_esp : &cpu->sysenter_eip) = vendor_is_amd(cpu) ? (u32)value : value;
+	return 0;
+}
+
+static bool valid_tsc_aux(const struct cpu *cpu, u32 index, u64 value, enum who who)
+{
+	return vendor_is_amd(cpu) || !(value & HIGH32);
+}
+
+static int write_tsc_aux(struct cpu *cpu, u32 index, u64 value, enum who who)
+{
+	cpu->tsc_aux = (u32)value;
 	return 0;
 }
 
@@ -408,8 +436,8 @@ static const struct msr_row rows[] = {
 	{ MSR_FLUSH_CMD, 1, 0, F(L1D_FLUSH), 0, ~1ull, NULL, NULL, write_nothing },
 	{ MSR_MISC_FEATURES_ENABLES, 1, LISTED, { 0 }, SLOT(MISC_FEATURES), 0, valid_misc_features, 0, 0 },
 	{ MSR_SYSENTER_CS, 1, LISTED, F(SEP), FIELD(sysenter_cs), HIGH32, 0, 0, 0 },
-	{ MSR_SYSENTER_ESP, 1, LISTED, F(SEP), FIELD(sysenter_esp), 0, valid_canonical, 0, 0 },
-	{ MSR_SYSENTER_EIP, 1, LISTED, F(SEP), FIELD(sysenter_eip), 0, valid_canonical, 0, 0 },
+	{ MSR_SYSENTER_ESP, 1, LISTED, F(SEP), FIELD(sysenter_esp), 0, valid_sysenter, NULL, write_sysenter },
+	{ MSR_SYSENTER_EIP, 1, LISTED, F(SEP), FIELD(sysenter_eip), 0, valid_sysenter, NULL, write_sysenter },
 	{ MSR_MCG_CAP, 1, READ_ONLY, F2(MCA, MCE), SLOT(MCG_CAP), ALL, 0, 0, 0 },
 	{ MSR_MCG_STATUS, 1, LISTED, F2(MCA, MCE), SLOT(MCG_STATUS), 0, 0, 0, 0 },
 	{ MSR_MCG_CTL, 1, LISTED, F2(MCA, MCE), SLOT(MCG_CTL), 0, valid_mcg_ctl, 0, 0 },
@@ -448,7 +476,7 @@ static const struct msr_row rows[] = {
 	{ MSR_SFMASK, 1, LISTED, F(LM), FIELD(sfmask), HIGH32, 0, 0, 0 },
 	{ MSR_FS_BASE, 2, 0, F(LM), 0, 0, valid_canonical, read_fs_base, write_fs_base },
 	{ MSR_KERNEL_GS_BASE, 1, LISTED, F(LM), FIELD(kernel_gs_base), 0, valid_canonical, 0, 0 },
-	{ MSR_TSC_AUX, 1, LISTED, F2(RDTSCP, RDPID), FIELD(tsc_aux), HIGH32, 0, 0, 0 },
+	{ MSR_TSC_AUX, 1, LISTED, F2(RDTSCP, RDPID), FIELD(tsc_aux), 0, valid_tsc_aux, NULL, write_tsc_aux },
 	// PerfEvtSel0-3 and PerfCtr0-3 are there on every AMD64 processor, without a bit of CPUID: they
 	// count nothing. PERFCTR_CORE's and the architectural ones are not offered.
 	ZERO(0xc0010000, 8),

@@ -72,6 +72,7 @@ enum { MCE_BANKS = 32, MTRR_VARIABLE = 8 };
 #define MCE_CAP_SUPPORTED (1ull << 8 | 1ull << 24) // MCG_CTL_P, MCG_SER_P
 #define PAT_RESET 0x0007040600070406ull
 // Performance monitoring is there in no form: PEBS and branch trace storage are unavailable.
+#define MISC_ENABLE_PERFMON (1u << 7)
 #define MISC_ENABLE_BTS_UNAVAILABLE (1u << 11)
 #define MISC_ENABLE_PEBS_UNAVAILABLE (1u << 12)
 #define MISC_ENABLE_MWAIT (1u << 18)

@@ -47,10 +47,19 @@ static const struct row {
 	{ MSR_MC0_CTL + 4 * 5 + 2, "MC5_ADDR", { 0, 1, ~0ull, 7 }, { 0 } },
 };
 
+// A new processor has the host's vendor.
+static void set_vendor(const char *begin)
+{
+	for (unsigned i = 0; i < cpu->cpuid_count; i++)
+		if (cpu->cpuid[i].function == 0)
+			memcpy(&cpu->cpuid[i].ebx, begin, 4);
+}
+
 static void values(void)
 {
 	fixture_reset();
 	fixture_long_mode(0x1000, 0);
+	set_vendor("Genu");
 	for (unsigned i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		const struct row *r = &rows[i];
 		u64 got;
@@ -81,14 +90,53 @@ static void widths(void)
 	for (unsigned i = 0; i < sizeof(msrs) / sizeof(msrs[0]); i++) {
 		fixture_reset();
 		fixture_long_mode(0x1000, 0);
+		set_vendor("Genu");
 		is(cpu->linear_bits, 48, "four levels of paging");
 		is(cpu_wrmsr(cpu, msrs[i], ONLY57, BY_GUEST), 0, "MSR %#x takes 57 bits", msrs[i]);
 		cpu_rdmsr(cpu, msrs[i], &got, BY_GUEST);
 		is(got, ONLY57, "and gives them back");
 		fixture_without(FEATURE_LA57);
+		set_vendor("Genu");
 		is(cpu_wrmsr(cpu, msrs[i], ONLY57, BY_GUEST), BAD, "without the feature it does not");
 		is(cpu_wrmsr(cpu, msrs[i], HIGH, BY_GUEST), 0, "48 it does");
 	}
+}
+
+// Where AMD's processors drop bits, Intel's refuse them or need them.
+static void vendors(void)
+{
+	u64 got;
+
+	fixture_reset();
+	fixture_long_mode(0x1000, 0);
+	set_vendor("Auth");
+	for (u32 msr = MSR_SYSENTER_ESP; msr <= MSR_SYSENTER_EIP; msr++) {
+		is(cpu_wrmsr(cpu, msr, 0x123456789000, BY_GUEST), 0, "AMD: MSR %#x takes an address", msr);
+		cpu_rdmsr(cpu, msr, &got, BY_GUEST);
+		is(got, 0x56789000, "of 32 bits");
+		is(cpu_wrmsr(cpu, msr, NONCANONICAL | 5, BY_HOST), 0, "what is above does not matter");
+		cpu_rdmsr(cpu, msr, &got, BY_HOST);
+		is(got, 5, "nor does it to the host");
+	}
+	is(cpu_wrmsr(cpu, MSR_TSC_AUX, 0xaaaa5555aaaa5555, BY_GUEST), 0, "AMD: TSC_AUX takes 64 bits");
+	cpu_rdmsr(cpu, MSR_TSC_AUX, &got, BY_GUEST);
+	is(got, 0xaaaa5555, "and keeps 32");
+}
+
+static void misc_enable(void)
+{
+	u64 got;
+
+	fixture_reset();
+	cpu_rdmsr(cpu, MSR_MISC_ENABLE, &got, BY_GUEST);
+	is(got, 0x1800, "after RESET: no BTS, no PEBS");
+	is(cpu_wrmsr(cpu, MSR_MISC_ENABLE, 0x1801, BY_GUEST), 0, "fast strings");
+	is(cpu_wrmsr(cpu, MSR_MISC_ENABLE, 1, BY_GUEST), BAD, "the guest cannot turn BTS and PEBS on");
+	is(cpu_wrmsr(cpu, MSR_MISC_ENABLE, 0x1881, BY_GUEST), 0, "performance monitoring");
+	cpu_rdmsr(cpu, MSR_MISC_ENABLE, &got, BY_GUEST);
+	is(got, 0x1801, "stays as it is");
+	is(cpu_wrmsr(cpu, MSR_MISC_ENABLE, 1, BY_HOST), 0, "the host says what there is");
+	is(cpu_wrmsr(cpu, MSR_MISC_ENABLE, 0x801, BY_GUEST), BAD, "nor can the guest turn it off then");
 }
 
 static void cet_features(void)
@@ -251,6 +299,8 @@ int main(void)
 {
 	values();
 	widths();
+	vendors();
+	misc_enable();
 	cet_features();
 	read_only();
 	counters();
