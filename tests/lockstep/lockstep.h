@@ -64,6 +64,7 @@ struct ldt_segment {
 struct program {
 	u64 seed, index;
 	bool mode32;
+	bool code16; // 16-bit code: segments, too
 	bool segments;
 	struct ldt_segment ldt[LDT_SEGMENTS];
 	int class;
@@ -151,6 +152,9 @@ bool decode(const u8 *bytes, ZydisDecodedInstruction *insn, ZydisDecodedOperand 
 
 // ---- generate.c ----
 void generate(struct program *program, int class, u64 seed, u64 index, bool mode32);
+
+// ---- code16.c ----
+void generate16(struct program *program, u64 seed, u64 index);
 
 // ---- coverage.c ----
 u32 coverage_form(const ZydisDecodedInstruction *insn, const ZydisDecodedOperand *op, int class);

@@ -10,7 +10,7 @@
 
 static struct {
 	u64 seed, count, index;
-	bool one, forever, every_form, mode32, native_only, list, verbose, keep_going, segments;
+	bool one, forever, every_form, mode32, native_only, list, verbose, keep_going, segments, code16;
 	u64 drop;
 	int class;
 	bool all;
@@ -99,7 +99,7 @@ static void report(const struct program *program, unsigned grain)
 	else
 		printf("#   (only after the sequences before it)\n");
 	printf("#   again: lockstep --class %s --mode %d --seed %lu --index %lu --drop 0x%lx\n",
-	       p.class < 0 ? "mixed" : classes[p.class].name, p.mode32 ? 32 : 64, p.seed, p.index, dropped);
+	       p.class < 0 ? "mixed" : classes[p.class].name, p.code16 ? 16 : p.mode32 ? 32 : 64, p.seed, p.index, dropped);
 	fflush(stdout);
 }
 
@@ -109,9 +109,12 @@ static void one_sequence(int class, u64 index)
 	static struct state native, other[2];
 	struct rng rng = { options.seed + index };
 
-	generate(&p, class, options.seed, index, options.mode32);
-	p.segments = false;
-	if (options.segments) {
+	p.code16 = p.segments = false;
+	if (options.code16)
+		generate16(&p, options.seed, index);
+	else
+		generate(&p, class, options.seed, index, options.mode32);
+	if (options.segments && !options.code16) {
 		struct rng choice = { options.seed * 31 + index };
 
 		segments_random(&p, &choice);
@@ -131,7 +134,7 @@ static void one_sequence(int class, u64 index)
 	}
 	if (options.verbose)
 		printf("#   vector %u error %x rip %lx\n", native.vector, native.error, native.rip);
-	for (unsigned n = 0; n < p.count; n++)
+	for (unsigned n = 0; n < p.count && !p.code16; n++)
 		coverage_count(p.insn[n].form, native.rip > p.start + p.insn[n].offset);
 	if (options.native_only) {
 		static u8 copy[DATA_SIZE];
@@ -170,7 +173,7 @@ static bool run_class(int class, u64 first, u64 count)
 	clock_gettime(CLOCK_MONOTONIC, &t1);
 	printf("%s - %s %d-bit: %lu sequences, seed %lu, index %lu.., %lu endless, %lu differ (%.1f s)\n",
 	       differences == differences_before ? "ok" : "not ok", class < 0 ? "mixed" : classes[class].name,
-	       options.mode32 ? 32 : 64, sequences - sequences_before, options.seed, first,
+	       options.code16 ? 16 : options.mode32 ? 32 : 64, sequences - sequences_before, options.seed, first,
 	       endless - endless_before, differences - differences_before,
 	       t1.tv_sec - t0.tv_sec + (t1.tv_nsec - t0.tv_nsec) / 1e9);
 	fflush(stdout);
@@ -192,7 +195,7 @@ static bool takes_part(unsigned class)
 
 static void usage(void)
 {
-	printf("usage: lockstep [--class NAME|mixed|all] [--mode 64|32] [--segments] [--seed N] [--count N] [--index N [--drop MASK]]\n"
+	printf("usage: lockstep [--class NAME|mixed|all] [--mode 64|32|16] [--segments] [--seed N] [--count N] [--index N [--drop MASK]]\n"
 	       "                [--forever] [--report N] [--forms] [--native-only] [--fip] [--verbose] [--list]\n"
 	       "Runs N random sequences of each class on the host's silicon and on cetkvm's processor in both grains,\n"
 	       "and compares all state (x87's last instruction and operand pointers only with --fip). \n"
@@ -220,7 +223,10 @@ static void parse(int argc, char **argv)
 				exit(2);
 			}
 			break;
-		case 'm': options.mode32 = atoi(optarg) == 32; break;
+		case 'm':
+			options.code16 = atoi(optarg) == 16;
+			options.mode32 = options.code16 || atoi(optarg) == 32;
+			break;
 		case 's': options.seed = strtoull(optarg, NULL, 0); break;
 		case 'n': options.count = strtoull(optarg, NULL, 0); break;
 		case 'i': options.index = strtoull(optarg, NULL, 0); options.one = true; break;
@@ -250,6 +256,11 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	templates_build(options.mode32);
+	if (options.code16) {
+		ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_COMPAT_16, ZYDIS_STACK_WIDTH_16);
+		options.class = -1;
+		options.all = false;
+	}
 	native_init(options.mode32);
 	if (!options.native_only)
 		for (unsigned grain = 0; grain < 2; grain++)
