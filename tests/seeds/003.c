@@ -24,14 +24,20 @@ static uint64_t host_xcr0(int kvm)
 	return mask;
 }
 
-// Real mode: loads XMM0 and an x87 register with patterns, so that they are in use.
-static void dirty(struct machine *m)
+// CR4.OSFXSR and OSXMMEXCPT.
+static void enable_sse(struct machine *m)
 {
 	struct kvm_sregs sregs;
 
 	call(m->vcpu, KVM_GET_SREGS, &sregs);
 	sregs.cr4 |= 0x600;
 	call(m->vcpu, KVM_SET_SREGS, &sregs);
+}
+
+// Real mode: loads XMM0 and an x87 register with patterns, so that they are in use.
+static void dirty(struct machine *m)
+{
+	enable_sse(m);
 	memset(m->memory + 0x800, 0x5a, 16);
 	// MOVUPS XMM0, [0x800]; FLD1; OUT 0x80, AL
 	is(run_bytes(m, 0x0f, 0x10, 0x06, 0x00, 0x08, 0xd9, 0xe8, 0xe6, 0x80), 0x80, "(the guest loads XMM0 and ST0)");
@@ -40,11 +46,7 @@ static void dirty(struct machine *m)
 // What the guest finds in XMM0: the low byte.
 static int guest_looks(struct machine *m)
 {
-	struct kvm_sregs sregs;
-
-	call(m->vcpu, KVM_GET_SREGS, &sregs);
-	sregs.cr4 |= 0x600;
-	call(m->vcpu, KVM_SET_SREGS, &sregs);
+	enable_sse(m);
 	memset(m->memory + 0x820, 0, 16);
 	// MOVUPS [0x820], XMM0; OUT
 	if (run_bytes(m, 0x0f, 0x11, 0x06, 0x20, 0x08, 0xe6, 0x80) != 0x80)

@@ -135,7 +135,9 @@ int main(int argc, char **argv)
 			refused++;
 		} else {
 			loaded++;
-			if (placement.initrd_address + placement.initrd_size > MEMORY_SIZE || check_low_memory(&memory) < 0) {
+			if (placement.initrd_address + placement.initrd_size > MEMORY_SIZE ||
+			    placement.initrd_address < BOOT_HIGH || placement.initrd_address < placement.end ||
+			    check_low_memory(&memory) < 0) {
 				printf("not ok 1 - round %lu, seed %s: something was written where it must not\n", i,
 				       argc > 2 ? argv[2] : "1");
 				return 1;
