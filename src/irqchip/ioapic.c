@@ -67,6 +67,8 @@ static int service(struct irqchip *chip, unsigned pin)
 	// our lock.
 	if (message.level)
 		*entry |= ENTRY_REMOTE_IRR;
+	else
+		chip->ioapic.delivered |= 1u << pin;
 	reached = apic_send(chip, NULL, &message);
 	if (message.level && reached <= 0)
 		*entry &= ~(uint64_t)ENTRY_REMOTE_IRR;
@@ -87,6 +89,7 @@ int ioapic_set_irq(struct irqchip *chip, unsigned pin, unsigned source, bool lev
 	old = ioapic->irr;
 	if (!chip->ioapic_lines[pin]) {
 		ioapic->irr &= ~bit;
+		ioapic->delivered &= ~bit;
 	} else if (level) {
 		ioapic->irr |= bit;
 		if (!(ioapic->redirection[pin] & ENTRY_LEVEL) && (old & bit))
@@ -202,6 +205,9 @@ void ioapic_get_state(struct irqchip *chip, void *state)
 	s->id = chip->ioapic.id;
 	s->irr = chip->ioapic.irr;
 	memcpy(s->redirtbl, chip->ioapic.redirection, sizeof(s->redirtbl));
+	for (unsigned i = 0; i < IOAPIC_PINS; i++)
+		if (!(chip->ioapic.redirection[i] & ENTRY_LEVEL))
+			s->irr &= ~(chip->ioapic.delivered & 1u << i);
 	lock_release(&chip->lock);
 }
 
@@ -214,7 +220,7 @@ void ioapic_set_state(struct irqchip *chip, const void *state)
 	__atomic_store_n(&ioapic->base, s->base_address, __ATOMIC_RELAXED);
 	ioapic->select = s->ioregsel & 0xff;
 	ioapic->id = s->id & 15;
-	ioapic->irr = 0;
+	ioapic->irr = ioapic->delivered = 0;
 	for (unsigned i = 0; i < IOAPIC_PINS; i++)
 		ioapic->redirection[i] = s->redirtbl[i].bits & ~ENTRY_RESERVED;
 	ioapic_update_vectors(chip);

@@ -217,6 +217,7 @@ struct ioapic {
 	uint64_t base; // read without lock
 	uint32_t select, id;
 	uint32_t irr; // pins asserted
+	uint32_t delivered; // of them, edges that have been sent: no news after a restore
 	uint32_t notify; // see ioapic_set_notify()
 	uint64_t redirection[IOAPIC_PINS];
 	uint64_t vectors[4]; // whose EOI interests us; read without lock

@@ -571,12 +571,13 @@ static const struct ioctl_row rows[] = {
 __attribute__((visibility("default"))) int cetkvm_list_ioctl(unsigned index, struct cetkvm_ioctl *out)
 {
 	static const char *const objects[] = { [FD_SYSTEM] = "/dev/kvm", [FD_VM] = "machine", [FD_VCPU] = "vCPU" };
-	const struct ioctl_row *row = &rows[index];
+	const struct ioctl_row *row;
 
 	if (index >= sizeof(rows) / sizeof(*rows)) {
 		errno = ENOENT;
 		return -1;
 	}
+	row = &rows[index];
 	*out = (struct cetkvm_ioctl){ .name = row->name, .number = row->number, .note = row->note ? row->note : "",
 		.object = objects[row->kind],
 		.needs = row->needs & LAPIC	? "needs an in-kernel local APIC" :

@@ -54,6 +54,10 @@ static void test_ioapic(void)
 	is(lapic_interrupt(cpus[1], true), 0x61, "taken");
 	eoi(1);
 	is(who_has(0x61), 0, "an edge comes once");
+	struct kvm_ioapic_state up;
+	ioapic_get_state(chip, &up);
+	ioapic_set_state(chip, &up);
+	is(who_has(0x61), 0, "also when the state is saved and restored with the line up");
 
 	setup(true);
 	redirect(9, 0x8000 | 0x71, 2);
