@@ -224,22 +224,43 @@ static int set_policy(struct exec_options *options)
 	return result < 0 ? -1 : add_setting(options, "cpuid-policy", text);
 }
 
+// Puts a name before those that are in a list of the dynamic linker's.
+static int set_first(const char *variable, const char *name)
+{
+	const char *before = getenv(variable);
+	char *list;
+	int result;
+
+	if (asprintf(&list, "%s%s%s", name, before && *before ? ":" : "", before ? before : "") < 0)
+		return -1;
+	result = setenv(variable, list, 1);
+	free(list);
+	return result;
+}
+
 static int set_environment(const struct exec_options *options)
 {
 	static struct library library;
-	const char *before = getenv("LD_PRELOAD");
-	char *preload;
+	const char *name = library.path;
+	int result;
 
 	if (!library_find(&library)) {
 		vmm_message("exec: %s", library.problem);
 		return -1;
 	}
-	if (asprintf(&preload, "%s%s%s", library.path, before && *before ? ":" : "", before ? before : "") < 0 ||
-	    setenv("LD_PRELOAD", preload, 1) || setenv("CETKVM_OPTIONS", options->settings, 1)) {
+	result = setenv("CETKVM_OPTIONS", options->settings, 1);
+	// A blank ends a name in LD_PRELOAD, but not in LD_LIBRARY_PATH.
+	if (strchr(library.path, ' ')) {
+		char *slash = strrchr(library.path, '/');
+
+		*slash = 0;
+		result |= set_first("LD_LIBRARY_PATH", library.path);
+		name = slash + 1;
+	}
+	if (result || set_first("LD_PRELOAD", name)) {
 		vmm_message("exec: %s", strerror(errno));
 		return -1;
 	}
-	free(preload);
 	return 0;
 }
 

@@ -178,10 +178,10 @@ bool library_find(struct library *library)
 		snprintf(candidate, sizeof(candidate), "%s/%s", self, places[i]);
 		if (!realpath(candidate, library->path) || access(library->path, R_OK))
 			continue;
-		if (!strpbrk(library->path, ": ")) // separators of LD_PRELOAD
+		if (!strpbrk(library->path, ":;")) // separators of LD_LIBRARY_PATH
 			return true;
 		snprintf(library->problem, sizeof(library->problem),
-			 "%s: the dynamic linker takes no path with a blank or a colon", library->path);
+			 "%s: the dynamic linker takes no path with a colon or a semicolon", library->path);
 		return false;
 	}
 	snprintf(library->problem, sizeof(library->problem), "there is no " LIBRARY_NAME " in %.2000s/%s", self,

@@ -61,6 +61,16 @@ is "$?" 0 "a client runs a guest"
 is "$(cat "$scratch/out")" "hello" "and gets what the guest says"
 is "$(cat "$scratch/err")" "" "and nothing else is said"
 
+# Installed in odd places. The command finds the library by its own place.
+for place in "a b" "a:b"; do
+	mkdir -p "$scratch/$place/cli" "$scratch/$place/preload"
+	cp "$(readlink -f "$cetkvm")" "$scratch/$place/cli/cetkvm"
+	cp "$CETKVM_BUILD/src/preload/libcetkvm-preload.so" "$scratch/$place/preload"
+done
+is "$("$scratch/a b/cli/cetkvm" exec -- sh -c "exec '$CETKVM_BUILD/tests/preload/client' hello" 2>&1)" "hello" \
+	"the library may lie in a folder with a blank in its name"
+cetkvm="$scratch/a:b/cli/cetkvm" refuses "a folder with a colon" "exec: .*/preload/libcetkvm-preload.so: the dynamic linker takes no " true
+
 for way in prctl syscall; do
 	"$cetkvm" exec -- "$CETKVM_BUILD/tests/preload/client-seccomp" $way 2>"$scratch/err"
 	is "$?" 0 "a program that limits its own system calls by $way runs"
