@@ -201,8 +201,8 @@ static void jmp_gate(struct cpu *cpu, u16 selector, u64 raw)
 	commit_code(cpu, &cs, cpu->cpl, gate.offset);
 }
 
-// Where a far JMP or CALL leads: to CS:offset without a change of privilege. False: `raw` is the system
-// descriptor that the selector names instead.
+// Where a far JMP or CALL leads: to CS:offset (not checked yet) without a change of privilege. False: `raw`
+// is the system descriptor that the selector names instead.
 struct far_target {
 	struct segment cs;
 	u16 selector;
@@ -227,7 +227,6 @@ static bool direct_target(struct cpu *cpu, const struct insn *insn, struct far_t
 	if (!descriptor_is_code(target->raw))
 		cpu_raise_error(cpu, VECTOR_GP, selector_error(target->selector));
 	direct_code(cpu, target->selector, target->raw, cs);
-	far_check_rip(cpu, cs, target->offset);
 	return true;
 }
 
@@ -239,6 +238,7 @@ void far_jmp(struct cpu *cpu, const struct insn *insn)
 		jmp_gate(cpu, target.selector, target.raw);
 		return;
 	}
+	far_check_rip(cpu, &target.cs, target.offset);
 	cet_check_width(cpu, far_is_64bit(cpu, &target.cs));
 	commit_code(cpu, &target.cs, cpu->cpl, target.offset);
 }
@@ -257,7 +257,7 @@ static void put_slot(u8 *frame, unsigned n, unsigned slot, u64 value)
 		*(u16 *)at = value;
 }
 
-// CALL to the same privilege level: CS and RIP onto the current stack.
+// CALL to the same privilege level: CS and RIP onto the current stack, before RIP is checked.
 static void call_same(struct cpu *cpu, const struct segment *cs, u64 offset, unsigned slot)
 {
 	u16 old_cs = cpu->seg[SEG_CS].selector;
@@ -269,6 +269,7 @@ static void call_same(struct cpu *cpu, const struct segment *cs, u64 offset, uns
 	put_slot(frame, 1, slot, old_cs);
 	stack_current(cpu, &stack);
 	stack_push(cpu, &stack, frame, 2 * slot, slot);
+	far_check_rip(cpu, cs, offset);
 	if (!real)
 		cet_enter(cpu, cpu->cpl, 0, far_is_64bit(cpu, cs), old_cs, current_lip(cpu), 0);
 	stack_commit(cpu, &stack);
@@ -364,7 +365,6 @@ static void call_gate(struct cpu *cpu, u16 selector, u64 raw)
 		call_inner(cpu, &gate, &cs, cpl);
 		return;
 	}
-	far_check_rip(cpu, &cs, gate.offset);
 	call_same(cpu, &cs, gate.offset, gate.slot);
 }
 

@@ -122,6 +122,8 @@ bool states_differ(const struct program *p, const struct state *a, const u8 *dat
 			return true;
 	if ((a->rflags ^ b->rflags) & ~(p->compares && a->vector == 14 ? 0x8d5ull : 0))
 		return true;
+	if (p->far && (a->cs != b->cs || a->ss != b->ss))
+		return true;
 	if (a->rip != b->rip || a->vector != b->vector || a->error != b->error)
 		return true;
 	if (loose(p, a))
@@ -169,6 +171,8 @@ void print_difference(const struct program *p, const char *name_a, const struct 
 	row("error", a->error, b->error);
 	row("cr2", a->cr2, b->cr2);
 	row("rip", a->rip, b->rip);
+	row("cs", a->cs, b->cs);
+	row("ss", a->ss, b->ss);
 	row("rflags", a->rflags, b->rflags);
 	for (unsigned i = 0; i < (mode32 ? 8 : 16); i++)
 		row(gpr_names[i], a->gpr[i] & gpr_mask(mode32), b->gpr[i] & gpr_mask(mode32));

@@ -42,6 +42,7 @@ struct state {
 	u32 vector; // NO_VECTOR: never came to an end; see `ended`
 	u32 error;
 	u64 cr2;
+	u16 cs, ss;
 	const char *ended; // NULL: by an exception; else what happened instead
 	u8 xsave[XSAVE_MAX] __attribute__((aligned(64))); // standard format
 };
@@ -54,11 +55,13 @@ struct generated_insn {
 
 // With --segments, 32-bit code runs in segments of an LDT: limits, expand-down and read-only data, stacks
 // of 16 bits.
-enum { LDT_DS = 1, LDT_ES, LDT_SS, LDT_CS, LDT_SEGMENTS };
+enum { LDT_DS = 1, LDT_ES, LDT_SS, LDT_CS, LDT_SEGMENTS, // and more for far transfers:
+       LDT_CONFORMING = LDT_SEGMENTS, LDT_ABSENT_CODE, LDT_ABSENT_DATA, LDT_CODE16, LDT_EXECUTE_ONLY, LDT_DATA16,
+       LDT_ALL };
 #define LDT_SELECTOR(n) ((n) << 3 | 7u)
 struct ldt_segment {
 	u32 base, limit; // limit as in the descriptor
-	bool pages, big, expand_down, read_only, code; // G, D/B
+	bool pages, big, expand_down, read_only, code, conforming, absent; // G, D/B; of code: execute-only
 };
 
 struct program {
@@ -66,7 +69,8 @@ struct program {
 	bool mode32;
 	bool code16; // 16-bit code: segments, too
 	bool segments;
-	struct ldt_segment ldt[LDT_SEGMENTS];
+	bool far; // a far transfer: segments, too, in 64-bit code beside its own
+	struct ldt_segment ldt[LDT_ALL];
 	int class;
 	unsigned count;
 	struct generated_insn insn[MAX_INSNS];
@@ -155,6 +159,9 @@ void generate(struct program *program, int class, u64 seed, u64 index, bool mode
 
 // ---- code16.c ----
 void generate16(struct program *program, u64 seed, u64 index);
+
+// ---- far.c ----
+void generate_far(struct program *program, u64 seed, u64 index, bool mode32);
 
 // ---- coverage.c ----
 u32 coverage_form(const ZydisDecodedInstruction *insn, const ZydisDecodedOperand *op, int class);

@@ -167,23 +167,24 @@ void machine_user_mode(struct cpu *cpu, u64 rip, u64 rflags, bool mode32)
 
 static u64 ldt_descriptor(const struct ldt_segment *s)
 {
-	u64 type = s->code ? 0xb : 1 | (s->read_only ? 0 : 2) | (s->expand_down ? 4 : 0);
+	u64 type = s->code ? 0xb - 2 * s->read_only + 4 * s->conforming : 1 | (s->read_only ? 0 : 2) | (s->expand_down ? 4 : 0);
 
-	return (s->limit & 0xffff) | (u64)(s->base & 0xffffff) << 16 | (0xf0 | type) << 40 |
+	return (s->limit & 0xffff) | (u64)(s->base & 0xffffff) << 16 | ((s->absent ? 0x70 : 0xf0) | type) << 40 |
 	       (u64)(s->limit & 0xf0000) << 32 | (u64)(s->big << 2 | s->pages << 3) << 52 |
 	       (u64)(s->base & 0xff000000) << 32;
 }
 
 void machine_load_segments(struct machine *m, struct cpu *cpu, const struct program *p)
 {
-	static const u8 registers[LDT_SEGMENTS] = { [LDT_DS] = SEG_DS, [LDT_ES] = SEG_ES, [LDT_SS] = SEG_SS, [LDT_CS] = SEG_CS };
+	static const u8 registers[LDT_ALL] = { [LDT_DS] = SEG_DS, [LDT_ES] = SEG_ES, [LDT_SS] = SEG_SS, [LDT_CS] = SEG_CS };
 
-	cpu->seg[SEG_LDTR] = (struct segment){ MACHINE_HIGH + MACHINE_LDT, 8 * LDT_SEGMENTS - 1, SEG_P | TYPE_LDT, 0x50 };
-	for (unsigned n = LDT_DS; n < LDT_SEGMENTS; n++) {
+	cpu->seg[SEG_LDTR] = (struct segment){ MACHINE_HIGH + MACHINE_LDT, 8 * LDT_ALL - 1, SEG_P | TYPE_LDT, 0x50 };
+	for (unsigned n = LDT_DS; n < LDT_ALL; n++) {
 		u64 raw = ldt_descriptor(&p->ldt[n]);
 
 		put(m, MACHINE_LDT + 8 * n, raw);
-		segment_from_descriptor(&cpu->seg[registers[n]], LDT_SELECTOR(n), raw);
+		if (n < LDT_SEGMENTS && (p->mode32 || n <= LDT_ES))
+			segment_from_descriptor(&cpu->seg[registers[n]], LDT_SELECTOR(n), raw);
 	}
 	cpu_mode_changed(cpu);
 }
@@ -208,6 +209,8 @@ void machine_take_exception(struct machine *m, struct cpu *cpu, struct state *en
 	}
 	memcpy(frame, m->ram + sp, 40);
 	end->rip = frame[0];
+	end->cs = frame[1];
+	end->ss = frame[4];
 	end->rflags = frame[2];
 	end->gpr[RSP] = frame[3];
 	end->cr2 = end->vector == VECTOR_PF ? cpu->cr2 : 0;

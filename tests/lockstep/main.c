@@ -10,7 +10,7 @@
 
 static struct {
 	u64 seed, count, index;
-	bool one, forever, every_form, mode32, native_only, list, verbose, keep_going, segments, code16;
+	bool one, forever, every_form, mode32, native_only, list, verbose, keep_going, segments, code16, far;
 	u64 drop;
 	int class;
 	bool all;
@@ -99,7 +99,7 @@ static void report(const struct program *program, unsigned grain)
 	else
 		printf("#   (only after the sequences before it)\n");
 	printf("#   again: lockstep --class %s --mode %d --seed %lu --index %lu --drop 0x%lx\n",
-	       p.class < 0 ? "mixed" : classes[p.class].name, p.code16 ? 16 : p.mode32 ? 32 : 64, p.seed, p.index, dropped);
+	       p.far ? "far" : p.class < 0 ? "mixed" : classes[p.class].name, p.code16 ? 16 : p.mode32 ? 32 : 64, p.seed, p.index, dropped);
 	fflush(stdout);
 }
 
@@ -109,12 +109,14 @@ static void one_sequence(int class, u64 index)
 	static struct state native, other[2];
 	struct rng rng = { options.seed + index };
 
-	p.code16 = p.segments = false;
-	if (options.code16)
+	p.code16 = p.segments = p.far = false;
+	if (options.far)
+		generate_far(&p, options.seed, index, options.mode32);
+	else if (options.code16)
 		generate16(&p, options.seed, index);
 	else
 		generate(&p, class, options.seed, index, options.mode32);
-	if (options.segments && !options.code16) {
+	if (options.segments && !options.code16 && !options.far) {
 		struct rng choice = { options.seed * 31 + index };
 
 		segments_random(&p, &choice);
@@ -134,7 +136,7 @@ static void one_sequence(int class, u64 index)
 	}
 	if (options.verbose)
 		printf("#   vector %u error %x rip %lx\n", native.vector, native.error, native.rip);
-	for (unsigned n = 0; n < p.count && !p.code16; n++)
+	for (unsigned n = 0; n < p.count && !p.code16 && !p.far; n++)
 		coverage_count(p.insn[n].form, native.rip > p.start + p.insn[n].offset);
 	if (options.native_only) {
 		static u8 copy[DATA_SIZE];
@@ -172,7 +174,7 @@ static bool run_class(int class, u64 first, u64 count)
 		one_sequence(class, i);
 	clock_gettime(CLOCK_MONOTONIC, &t1);
 	printf("%s - %s %d-bit: %lu sequences, seed %lu, index %lu.., %lu endless, %lu differ (%.1f s)\n",
-	       differences == differences_before ? "ok" : "not ok", class < 0 ? "mixed" : classes[class].name,
+	       differences == differences_before ? "ok" : "not ok", options.far ? "far" : class < 0 ? "mixed" : classes[class].name,
 	       options.code16 ? 16 : options.mode32 ? 32 : 64, sequences - sequences_before, options.seed, first,
 	       endless - endless_before, differences - differences_before,
 	       t1.tv_sec - t0.tv_sec + (t1.tv_nsec - t0.tv_nsec) / 1e9);
@@ -195,7 +197,7 @@ static bool takes_part(unsigned class)
 
 static void usage(void)
 {
-	printf("usage: lockstep [--class NAME|mixed|all] [--mode 64|32|16] [--segments] [--seed N] [--count N] [--index N [--drop MASK]]\n"
+	printf("usage: lockstep [--class NAME|mixed|far|all] [--mode 64|32|16] [--segments] [--seed N] [--count N] [--index N [--drop MASK]]\n"
 	       "                [--forever] [--report N] [--forms] [--native-only] [--fip] [--verbose] [--list]\n"
 	       "Runs N random sequences of each class on the host's silicon and on cetkvm's processor in both grains,\n"
 	       "and compares all state (x87's last instruction and operand pointers only with --fip). \n"
@@ -217,6 +219,9 @@ static void parse(int argc, char **argv)
 		switch (c) {
 		case 'c':
 			options.all = !strcmp(optarg, "all");
+			options.far = !strcmp(optarg, "far");
+			if (options.far)
+				break;
 			options.class = class_by_name(optarg);
 			if (options.class < 0 && !options.all && strcmp(optarg, "mixed")) {
 				fprintf(stderr, "lockstep: no class '%s'; see --list\n", optarg);

@@ -56,6 +56,8 @@ static void take_state(struct state *state, const ucontext_t *context)
 	state->vector = g[REG_TRAPNO];
 	state->error = g[REG_ERR];
 	state->cr2 = g[REG_CR2];
+	state->cs = g[REG_CSGSFS];
+	state->ss = g[REG_CSGSFS] >> 48;
 	memcpy(state->xsave, context->uc_mcontext.fpregs, xsave_size);
 }
 
@@ -223,7 +225,8 @@ static void prepare_entry(const struct program *p)
 	g[REG_CSGSFS] = (u64)USER_DS << 48 | (p->mode32 ? USER_CS32 : USER_CS64);
 	if (p->segments) {
 		segments_load_native(p);
-		g[REG_CSGSFS] = (u64)LDT_SELECTOR(LDT_SS) << 48 | LDT_SELECTOR(LDT_CS);
+		if (p->mode32)
+			g[REG_CSGSFS] = (u64)LDT_SELECTOR(LDT_SS) << 48 | LDT_SELECTOR(LDT_CS);
 	}
 	memcpy(entry_xsave, p->state.xsave, xsave_size);
 	*sw = sw_template;

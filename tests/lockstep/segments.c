@@ -46,11 +46,12 @@ void segments_random(struct program *p, struct rng *rng)
 
 void segments_load_native(const struct program *p)
 {
-	for (unsigned n = LDT_DS; n < LDT_SEGMENTS; n++) {
+	for (unsigned n = LDT_DS; n < (p->far ? LDT_ALL : LDT_SEGMENTS); n++) {
 		const struct ldt_segment *s = &p->ldt[n];
 		struct user_desc desc = { .entry_number = n, .base_addr = s->base, .limit = s->limit,
-					  .seg_32bit = s->big, .contents = s->code ? 2 : s->expand_down,
-					  .read_exec_only = s->read_only, .limit_in_pages = s->pages, .useable = 1 };
+					  .seg_32bit = s->big, .contents = s->code ? 2 + s->conforming : s->expand_down,
+					  .seg_not_present = s->absent,
+					  .read_exec_only = s->read_only, .limit_in_pages = s->pages };
 
 		if (syscall(SYS_modify_ldt, 0x11, &desc, sizeof(desc))) {
 			perror("lockstep: modify_ldt");
