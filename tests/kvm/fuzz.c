@@ -38,11 +38,15 @@ static const struct {
 	ROW(KVM_X86_SET_MSR_FILTER), ROW(KVM_GET_DEVICE_ATTR), ROW(KVM_SET_DEVICE_ATTR), ROW(KVM_HAS_DEVICE_ATTR),
 	{ KVM_GET_NESTED_STATE, 4096 }, { KVM_SET_NESTED_STATE, 4096 },
 };
-enum { IOCTLS = sizeof(ioctls) / sizeof(*ioctls), THREADS = 3, VCPUS = 2, POOL = 16 };
+enum { IOCTLS = sizeof(ioctls) / sizeof(*ioctls), THREADS = 3, VCPUS = 2, POOL = 16, RING_SIZE = 65536 };
 
 static bool stop;
 static struct machine m;
-static struct { int fd; struct kvm_run *run; } vcpus[VCPUS];
+static struct {
+	int fd;
+	struct kvm_run *run;
+	struct kvm_dirty_gfn *ring; // or NULL
+} vcpus[VCPUS];
 static uint8_t *pool; // memory that slots may be made of, and nobody else uses
 
 struct random {
@@ -82,6 +86,19 @@ static uint64_t interesting(struct random *r)
 	return values[next(r) % (sizeof(values) / sizeof(*values))];
 }
 
+// What a random number is hardly ever: one that means something.
+static struct kvm_enable_cap capability_to_enable(struct random *r)
+{
+	static const uint32_t numbers[] = { KVM_CAP_X2APIC_API, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_DISABLE_QUIRKS2,
+		KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_CAP_X86_USER_SPACE_MSR,
+		KVM_CAP_MSR_PLATFORM_INFO, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+		KVM_CAP_X86_APIC_BUS_CYCLES_NS, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_DIRTY_LOG_RING };
+	struct kvm_enable_cap cap = { .cap = numbers[next(r) % (sizeof(numbers) / sizeof(*numbers))] };
+
+	cap.args[0] = cap.cap == KVM_CAP_DIRTY_LOG_RING ? RING_SIZE : next(r) % 2 ? next(r) % 4 : next(r) % 256;
+	return cap;
+}
+
 // What must not be random: where memory of this process is written.
 static void tame(struct random *r, unsigned long number, uint64_t *buffer, int event)
 {
@@ -112,6 +129,10 @@ static void tame(struct random *r, unsigned long number, uint64_t *buffer, int e
 	case KVM_X86_SET_MSR_FILTER:
 		for (unsigned i = 0; i < 16; i++)
 			((struct kvm_msr_filter *)buffer)->ranges[i].bitmap = (void *)(buffer + 512);
+		return;
+	case KVM_ENABLE_CAP:
+		if (next(r) % 4)
+			*(struct kvm_enable_cap *)buffer = capability_to_enable(r);
 		return;
 	case KVM_IOEVENTFD:
 		((struct kvm_ioeventfd *)buffer)->fd = event;
@@ -235,6 +256,13 @@ static void *runner(void *opaque)
 		memcpy(run->mmio.data, (uint8_t *)run + 4096, 8);
 		__atomic_store_n(&run->immediate_exit, next(&r) % 8 == 0, __ATOMIC_RELAXED);
 		run->request_interrupt_window = next(&r) % 8 == 0;
+		if (vcpus[n].ring) {
+			struct kvm_dirty_gfn *entry = &vcpus[n].ring[next(&r) % (RING_SIZE / sizeof(*entry))];
+
+			*entry = (struct kvm_dirty_gfn){ next(&r) % 4, next(&r) % 4, next(&r) % 32 };
+			for (unsigned i = next(&r) % 64; i; i--)
+				vcpus[n].ring[i].flags = KVM_DIRTY_GFN_F_RESET;
+		}
 		if (next(&r) % 16 == 0)
 			run->kvm_dirty_regs = next(&r) % 16;
 		if (next(&r) % 16 == 0)
@@ -285,7 +313,13 @@ static void round_of(uint64_t seed, unsigned number)
 	double end = seconds() + 0.5;
 
 	__atomic_store_n(&stop, false, __ATOMIC_RELAXED);
-	machine_start(&m, number % 2 ? IRQCHIP : 0);
+	machine_start(&m, NO_VCPU | (number % 2 ? IRQCHIP : 0));
+	for (unsigned i = next(&r) % 8; i; i--) { // before the first vCPU, when more can be had
+		struct kvm_enable_cap cap = capability_to_enable(&r);
+
+		call(m.vm, KVM_ENABLE_CAP, &cap);
+	}
+	machine_vcpu(&m);
 	machine_bytes(&m, 0xb8, 0x00, 0xd0, 0x8e, 0xd8, 0xfb, 0xa1, 0, 0, 0xe4, 0x60, 0xe6, 0x20, 0x40, 0xf4, 0xeb, 0xf5);
 	hostile_code(&r, m.memory + m.code + 0x20, 0x1000 - 0x20);
 	hostile_code(&r, pool, POOL << 12);
@@ -296,6 +330,12 @@ static void round_of(uint64_t seed, unsigned number)
 		vcpus[i].run = cetkvm_mmap(NULL, 3 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, vcpus[i].fd, 0);
 		if (vcpus[i].run == MAP_FAILED)
 			abort();
+	}
+	for (unsigned i = 0; i < VCPUS; i++) {
+		vcpus[i].ring = cetkvm_mmap(NULL, RING_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, vcpus[i].fd,
+					    KVM_DIRTY_LOG_PAGE_OFFSET * 4096);
+		if (vcpus[i].ring == MAP_FAILED)
+			vcpus[i].ring = NULL;
 	}
 	for (unsigned i = 0; i < THREADS; i++)
 		pthread_create(&threads[i], NULL, fuzz, (void *)(uintptr_t)(seed * 1000003 + number * 17 + i + 1));
@@ -313,6 +353,9 @@ static void round_of(uint64_t seed, unsigned number)
 	}
 	for (unsigned i = 0; i < THREADS + VCPUS; i++)
 		pthread_join(threads[i], NULL);
+	for (unsigned i = 0; i < VCPUS; i++)
+		if (vcpus[i].ring)
+			munmap(vcpus[i].ring, RING_SIZE);
 	for (unsigned i = 1; i < VCPUS; i++) {
 		munmap(vcpus[i].run, 3 * 4096);
 		cetkvm_close(vcpus[i].fd);
