@@ -48,7 +48,8 @@ refuses "unknown program" "exec: nosuch-program: no such program in PATH" nosuch
 refuses "a folder" "exec: /: Is a directory" /
 refuses "a file that is no program" "exec: /etc/passwd: not executable" /etc/passwd
 
-static=$CETKVM_BUILD/tests/preload/client-static
+static=$scratch/client-static # a path without blanks: the script's first line has none to spare
+cp "$CETKVM_BUILD/tests/preload/client-static" "$static"
 refuses "a static program" "exec: .*client-static is statically linked" "$static"
 printf '#!%s\n' "$static" >"$scratch/script"
 chmod +x "$scratch/script"
