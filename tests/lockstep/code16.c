@@ -1,19 +1,28 @@
 // SPDX-License-Identifier: MIT
-// Sequences of 16-bit code: random bytes as far as they are instructions that can be compared. They run
-// straight through, in segments of an LDT on the data window; 16-bit addresses find it often enough.
+// Sequences of 16-bit code: random bytes as far as they are instructions that can be compared, in segments
+// of an LDT on the data window; 16-bit addresses find it often enough. Relative branches go forward, or to
+// where there is INT3 or nothing.
 #include "values.h"
 
 #include <string.h>
 
-// What branches could come to any byte; the others are left out as with --segments.
+// Other branches could come to any byte; the rest is left out as with --segments.
 static bool usable(struct program *p, const ZydisDecodedInstruction *insn, const ZydisDecodedOperand *op, int *class)
 {
-	static const char *const left_out[] = { "trap", "privileged", "branch", "popf", "x87env", "fxsave" };
+	static const char *const left_out[] = { "trap", "privileged", "popf", "x87env", "fxsave" };
 	const char *why;
 
 	*class = classify(insn, op, &why);
-	if (*class < 0 || insn->meta.branch_type != ZYDIS_BRANCH_TYPE_NONE)
+	if (*class < 0 || insn->meta.isa_ext == ZYDIS_ISA_EXT_SSE4A) // which no guest is offered
 		return false;
+	if (insn->meta.branch_type != ZYDIS_BRANCH_TYPE_NONE) {
+		// AMD: REP overrides the condition of LOOPE and LOOPNE.
+		if (insn->mnemonic == ZYDIS_MNEMONIC_LOOPE || insn->mnemonic == ZYDIS_MNEMONIC_LOOPNE)
+			for (unsigned i = 0; i < insn->raw.prefix_count; i++)
+				if ((insn->raw.prefixes[i].value & 0xfe) == 0xf2)
+					return false;
+		return insn->raw.imm[0].is_relative;
+	}
 	for (unsigned i = 0; i < sizeof(left_out) / sizeof(left_out[0]); i++)
 		if (!strcmp(classes[*class].name, left_out[i]))
 			return false;
@@ -50,6 +59,25 @@ static void add_instruction(struct program *p, struct rng *rng)
 	memcpy(p->code + p->size, bytes, insn.length);
 	p->insn[p->count++] = (struct generated_insn){ p->size, insn.length, class, 0 };
 	p->size += insn.length;
+}
+
+static void aim_branches(struct program *p, struct rng *rng)
+{
+	for (unsigned n = 0; n < p->count; n++) {
+		u8 *code = p->code + p->insn[n].offset;
+		ZydisDecodedInstruction insn;
+		ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
+		unsigned to = n + 1 + below(rng, p->count - n);
+		u32 start = p->start - CODE_BASE, next = start + p->insn[n].offset + p->insn[n].length, relative, far;
+
+		if (!decode(code, &insn, op) || insn.meta.branch_type == ZYDIS_BRANCH_TYPE_NONE)
+			continue;
+		relative = start + (to < p->count ? p->insn[to].offset : p->size) - next;
+		far = below(rng, 0x10000);
+		if (insn.raw.imm[0].size > 8 && chance(rng, 20) && (far < start || far > start + p->size))
+			relative = far - next;
+		memcpy(code + insn.raw.imm[0].offset, &relative, insn.raw.imm[0].size / 8);
+	}
 }
 
 static struct ldt_segment random_data(struct rng *rng, bool stack)
@@ -91,6 +119,7 @@ void generate16(struct program *p, u64 seed, u64 index)
 	wanted = 1 + below(&rng, MAX_INSNS);
 	for (unsigned attempt = 0; p->count < wanted && attempt < 300; attempt++)
 		add_instruction(p, &rng);
+	aim_branches(p, &rng);
 	for (unsigned n = LDT_DS; n <= LDT_SS; n++)
 		p->ldt[n] = random_data(&rng, n == LDT_SS);
 	p->state.rip = p->start - CODE_BASE;
