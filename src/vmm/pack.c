@@ -358,6 +358,7 @@ int pack_find_program(const char *name, char *resolved)
 {
 	char candidate[PATH_MAX];
 	const char *path = getenv("PATH"), *end;
+	struct stat status;
 
 	if (strchr(name, '/')) {
 		if (realpath(name, resolved))
@@ -365,10 +366,12 @@ int pack_find_program(const char *name, char *resolved)
 		vmm_message("%s: %s; --program needs an executable file", name, strerror(errno));
 		return -1;
 	}
-	for (; path && *path; path = *end ? end + 1 : end) {
+	for (path = path ? path : "/bin:/usr/bin"; path; path = *end ? end + 1 : NULL) {
 		end = path + strcspn(path, ":");
-		snprintf(candidate, sizeof(candidate), "%.*s/%s", (int)(end - path), path, name);
-		if (!access(candidate, X_OK) && realpath(candidate, resolved))
+		// An empty item is the current folder.
+		snprintf(candidate, sizeof(candidate), "%.*s%s%s", (int)(end - path), path, end == path ? "" : "/", name);
+		if (!stat(candidate, &status) && S_ISREG(status.st_mode) && !access(candidate, X_OK) &&
+		    realpath(candidate, resolved))
 			return 0;
 	}
 	vmm_message("%s: no such program in PATH; --program needs an executable file", name);

@@ -92,6 +92,14 @@ chmod +x "$scratch/script"
 program --smp 2 -- "$scratch/script" runs
 is "$status $(cat "$scratch/out")" "9 script runs" "a script brings its interpreter"
 
+mkdir -p "$scratch/first/script"
+PATH=$scratch/first:$scratch:$PATH program -- script again
+is "$status $(cat "$scratch/out")" "9 script again" "a program is found in PATH, past a folder of its name"
+cd "$scratch" || exit 1
+PATH=:$PATH program -- script here
+is "$status $(cat "$scratch/out")" "9 script here" "an empty item of PATH is the current folder"
+cd "$top" || exit 1
+
 echo "extra" >"$scratch/file"
 program --add "$scratch/file:/etc/extra" -- cat /etc/extra
 is "$status $(cat "$scratch/out")" "0 extra" "--add puts a file into the guest"
