@@ -118,6 +118,8 @@ long capability(struct vm *vm, unsigned long number)
 		return xsave_size(vm);
 	case KVM_CAP_STEAL_TIME:
 		return steal_time_available();
+	case KVM_CAP_X86_APIC_BUS_CYCLES_NS:
+		return irq_bus_cycle(vm);
 	case KVM_CAP_NR_VCPUS:
 		return sysconf(_SC_NPROCESSORS_ONLN);
 	}

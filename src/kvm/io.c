@@ -145,6 +145,31 @@ static bool kernel_memory(struct vcpu *vcpu, u64 gpa, void *data, unsigned lengt
 	return write && bus_write(vcpu->vm, false, gpa, length, data);
 }
 
+// A descriptor table or a stack that an event is delivered through is in no memory slot. KVM gives up.
+// The data are a VM exit's, as of VMX: IDT-vectoring information, exit reason (EPT misconfiguration, as KVM
+// marks such memory), exit qualification, guest-physical address.
+static void delivery_failed(struct vcpu *vcpu, u64 gpa)
+{
+	const struct cpu *cpu = vcpu->cpu;
+	struct kvm_run *run = vcpu->run;
+	u64 information = 1u << 31;
+
+	if (cpu->delivering)
+		information |= cpu->delivering_vector | (u32)cpu->event.has_error << 11 |
+			       (cpu->event.soft ? 6 : cpu->delivering_vector == VECTOR_NMI ? 2 : 3) << 8;
+	else
+		information |= cpu->external.nmi ? VECTOR_NMI | 2 << 8 : cpu->external.vector;
+	run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
+	run->internal.suberror = KVM_INTERNAL_ERROR_DELIVERY_EV;
+	run->internal.ndata = 5;
+	run->internal.data[0] = information;
+	run->internal.data[1] = 49;
+	run->internal.data[2] = 0;
+	run->internal.data[3] = gpa;
+	run->internal.data[4] = vcpu->id; // the physical processor: a vCPU is one of its own here
+	vcpu->exit_to_user = true;
+}
+
 static enum cpu_ops_result fragment(struct vcpu *vcpu, u64 gpa, u8 *data, unsigned length, bool write)
 {
 	struct io_fragment *f = &vcpu->fragments[vcpu->fragment_next];
@@ -160,6 +185,10 @@ static enum cpu_ops_result fragment(struct vcpu *vcpu, u64 gpa, u8 *data, unsign
 	}
 	if (kernel_memory(vcpu, gpa, data, length, write))
 		return CPU_OPS_DONE;
+	if (vcpu->cpu->delivering || vcpu->cpu->external.underway) {
+		delivery_failed(vcpu, gpa);
+		return CPU_OPS_EXIT;
+	}
 	// Another way through the instruction than last time: memory changed under it.
 	vcpu->fragment_count = vcpu->fragment_next;
 	if (vcpu->fragment_count == MAX_FRAGMENTS) {

@@ -326,6 +326,19 @@ int irq_set_bus_cycle(struct vm *vm, u64 ns)
 	return result;
 }
 
+u64 irq_bus_cycle(struct vm *vm)
+{
+	u64 ns = APIC_BUS_CYCLE_NS;
+
+	if (!vm)
+		return ns;
+	lock_take(&vm->lock);
+	if (vm->chip)
+		ns = vm->chip->bus_cycle_ns;
+	lock_release(&vm->lock);
+	return ns;
+}
+
 void irq_destroy(struct vm *vm)
 {
 	for (struct routing *r = vm->routing, *older; r; r = older) {

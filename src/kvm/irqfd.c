@@ -63,16 +63,12 @@ static FILE *open_fdinfo(int fd)
 	return fopen(path, "re");
 }
 
-// All eventfds share one inode; the kernel tells them apart only here.
-long eventfd_identity(int fd)
+static long identity(int fd)
 {
 	char line[128];
 	long id = -EINVAL;
-	FILE *f;
+	FILE *f = open_fdinfo(fd);
 
-	if (fcntl(fd, F_GETFD) < 0)
-		return -EBADF;
-	f = open_fdinfo(fd);
 	if (!f)
 		return -EBADF;
 	while (fgets(line, sizeof(line), f))
@@ -80,6 +76,30 @@ long eventfd_identity(int fd)
 			break;
 	fclose(f);
 	return id;
+}
+
+// Is it something else than an eventfd? Other threads may close it, and make another one of its number; in
+// between the number may be that of a file which open_fdinfo() has open for yet another thread.
+static bool is_other_file(int fd)
+{
+	char path[64], target[64] = "";
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return readlink(path, target, sizeof(target) - 1) > 0 && !strstr(target, "/fdinfo/") &&
+	       !strstr(target, "[eventfd]");
+}
+
+// All eventfds share one inode; the kernel tells them apart only here.
+long eventfd_identity(int fd)
+{
+	long id = -EBADF;
+
+	for (unsigned tries = 0; tries < 10 && fcntl(fd, F_GETFD) >= 0; tries++) {
+		id = identity(fd);
+		if (id >= 0 || is_other_file(fd))
+			return id;
+	}
+	return -EBADF;
 }
 
 // ---- the set. set.lock held ----
@@ -284,6 +304,8 @@ static int insert(struct vm *vm, const struct kvm_irqfd *args, long id, int resa
 	result = epoll_ctl(set.epoll, EPOLL_CTL_ADD, e->fd, &event) < 0 ? -errno : 0;
 	if (result == -EEXIST)
 		result = epoll_ctl(set.epoll, EPOLL_CTL_MOD, e->fd, &event) < 0 ? -errno : 0;
+	if (result == -EPERM || result == -ENOENT) // another file by now, or gone between the two
+		result = -EBADF;
 	if (result) {
 		e->resample = -1;
 		if (resample >= 0)

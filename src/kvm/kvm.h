@@ -130,6 +130,8 @@ int irq_pin_of_gsi(struct vm *vm, u32 gsi, unsigned chip);
 // Nanoseconds a tick of the APIC timers' undivided clock takes. -EINVAL: 0, too long, or there are
 // vCPUs; -ENXIO: no local APICs.
 int irq_set_bus_cycle(struct vm *vm, u64 ns);
+// `vm` may be NULL: what a new one has.
+u64 irq_bus_cycle(struct vm *vm);
 bool irq_msi_valid(const struct vm *vm, u32 address_hi);
 void irq_vcpu_created(struct vcpu *vcpu); // vm->lock held
 void irq_destroy(struct vm *vm);

@@ -329,6 +329,33 @@ static void test_apic_timer(void)
 	machine_end(&m);
 }
 
+// The IDT, or the stack, of an event in no memory slot: KVM gives up, and says where.
+static void test_delivery(void)
+{
+	struct machine m;
+	struct kvm_sregs sregs;
+
+	machine_start(&m, 0);
+	machine_bytes(&m, 0x0f, 0x0b); // ud2
+	call(m.vcpu, KVM_GET_SREGS, &sregs);
+	sregs.idt.base = 0x50000;
+	sregs.idt.limit = 0x3ff;
+	call(m.vcpu, KVM_SET_SREGS, &sregs);
+	for (unsigned i = 0; i < 2; i++) {
+		is(machine_run(&m), KVM_EXIT_INTERNAL_ERROR, "an exception through an IDT in no slot");
+		is(m.run->internal.suberror, KVM_INTERNAL_ERROR_DELIVERY_EV, "event delivery");
+		is(m.run->internal.ndata, 5, "with five data");
+		is(m.run->internal.data[0], 1ull << 31 | 3 << 8 | 6, "which event: #UD");
+		is(m.run->internal.data[3], 0x50000 + 4 * 6, "and where: its entry");
+	}
+	sregs.idt.base = 0;
+	call(m.vcpu, KVM_SET_SREGS, &sregs);
+	memcpy(m.memory + 4 * 6, "\x00\x60\x00\x00", 4);
+	m.memory[0x6000] = 0xf4;
+	is(machine_run(&m), KVM_EXIT_HLT, "with an IDT it is delivered");
+	machine_end(&m);
+}
+
 int main(void)
 {
 	alarm(60);
@@ -340,5 +367,6 @@ int main(void)
 	test_interrupt_window();
 	test_startup();
 	test_apic_timer();
+	test_delivery();
 	return done_testing();
 }
