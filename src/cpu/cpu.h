@@ -256,6 +256,7 @@ struct pending_event {
 	bool has_error;
 	bool soft;	   // INT n, INT3, INTO, INT1: pushes RIP behind the instruction
 	bool injected;	   // by user space (KVM_SET_VCPU_EVENTS)
+	bool for_guest;	   // by user space, whose debugger does not want it
 	bool underway;	   // delivery has begun; cpu_abort() may have cut it short (event.c only)
 	u8 vector;
 	u32 error;

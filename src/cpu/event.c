@@ -139,7 +139,8 @@ bool event_deliver_pending(struct cpu *cpu)
 		if (event->vector == VECTOR_DB && !event->soft && !event->injected) {
 			event->payload |= cpu->debug_raised;
 			cpu->debug_raised = 0;
-			debug_intercept(cpu, VECTOR_DB, event->payload);
+			if (!event->for_guest)
+				debug_intercept(cpu, VECTOR_DB, event->payload);
 			debug_deliver(cpu, event->payload);
 		}
 		if (!combine(cpu)) {

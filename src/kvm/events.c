@@ -68,22 +68,22 @@ void events_get(struct vcpu *vcpu, struct kvm_vcpu_events *e)
 	}
 }
 
+static bool is_pending(const struct kvm_vcpu_events *e)
+{
+	return (e->flags & KVM_VCPUEVENT_VALID_PAYLOAD) && e->exception.pending;
+}
+
 static int check(const struct vcpu *vcpu, const struct kvm_vcpu_events *e)
 {
 	const u32 valid = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR |
 			  KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM |
 			  KVM_VCPUEVENT_VALID_PAYLOAD | KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
-	bool pending = e->exception.pending;
 
 	if (e->flags & ~valid)
 		return -EINVAL;
-	if (e->flags & KVM_VCPUEVENT_VALID_PAYLOAD) {
-		if (!vcpu->vm->exception_payload || (e->exception.injected && pending))
-			return -EINVAL;
-	} else {
-		pending = false;
-	}
-	if ((e->exception.injected || pending) && (e->exception.nr > 31 || e->exception.nr == VECTOR_NMI))
+	if ((e->flags & KVM_VCPUEVENT_VALID_PAYLOAD) && !vcpu->vm->exception_payload)
+		return -EINVAL;
+	if ((e->exception.injected || is_pending(e)) && (e->exception.nr > 31 || e->exception.nr == VECTOR_NMI))
 		return -EINVAL;
 	// SMM, about to begin or there, holds INIT back: so nobody is waiting for a SIPI.
 	if ((e->flags & KVM_VCPUEVENT_VALID_SMM) && (e->smi.smm || e->smi.pending) &&
@@ -118,16 +118,15 @@ static void set_smi(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
 int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
 {
 	struct cpu *cpu = vcpu->cpu;
-	bool payload = e->flags & KVM_VCPUEVENT_VALID_PAYLOAD;
 	u32 nmis = e->nmi.pending < NMIS_MAX ? e->nmi.pending : NMIS_MAX;
 	int result = check(vcpu, e);
 
 	if (result)
 		return result;
 	memset(&cpu->event, 0, sizeof(cpu->event));
-	if (e->exception.injected || (payload && e->exception.pending)) {
-		cpu->event.valid = true;
-		cpu->event.injected = e->exception.injected;
+	if (e->exception.injected || is_pending(e)) {
+		cpu->event.valid = cpu->event.for_guest = true;
+		cpu->event.injected = !is_pending(e); // said to be both it is pending
 		// INT3 and INTO, which a debugger found not to be its own: RIP is still at the instruction.
 		cpu->event.soft = e->exception.nr == VECTOR_BP || e->exception.nr == VECTOR_OF;
 		cpu->event.vector = e->exception.nr;
@@ -135,7 +134,7 @@ int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
 		cpu->event.error = e->exception.error_code;
 		// What user space injects has left its mark already: CR2 as it is, no DR6 bits.
 		cpu->event.payload = e->exception.nr == VECTOR_PF ? cpu->cr2 : 0;
-		if (payload && e->exception_has_payload)
+		if (is_pending(e) && e->exception_has_payload)
 			cpu->event.payload = e->exception_payload;
 	}
 	cpu->external.valid = cpu->external.nmi = e->nmi.injected;
@@ -152,8 +151,7 @@ int events_set(struct vcpu *vcpu, const struct kvm_vcpu_events *e)
 	cpu->nmi_masked = e->nmi.masked;
 	if (e->flags & KVM_VCPUEVENT_VALID_NMI_PENDING)
 		__atomic_store_n(&cpu->nmi_pending, nmis, __ATOMIC_SEQ_CST);
-	if ((e->flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR) && vcpu->lapic &&
-	    vcpu->mp_state == KVM_MP_STATE_SIPI_RECEIVED)
+	if ((e->flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR) && vcpu->lapic)
 		vcpu->lapic->sipi_vector = e->sipi_vector;
 	if (e->flags & KVM_VCPUEVENT_VALID_SMM)
 		set_smi(vcpu, e);

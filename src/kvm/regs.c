@@ -73,7 +73,8 @@ int guest_debug_set(struct vcpu *vcpu, const struct kvm_guest_debug *debug)
 	if (inject) {
 		if (cpu->event.valid)
 			return -EBUSY;
-		cpu->event = (struct pending_event){ .valid = true,
+		// User space has set DR6 if it is to be another.
+		cpu->event = (struct pending_event){ .valid = true, .injected = true, .for_guest = true,
 			.vector = inject & KVM_GUESTDBG_INJECT_DB ? VECTOR_DB : VECTOR_BP };
 	}
 	cpu->guest_debug = debug->control & KVM_GUESTDBG_ENABLE ? debug->control & ~inject : 0;

@@ -290,6 +290,18 @@ static void test_startup(void)
 	struct kvm_regs regs;
 	call(ap, KVM_GET_REGS, &regs);
 	ok(run->exit_reason == KVM_EXIT_IO && run->io.port == 0x81, "code of the page the IPI named");
+
+	// The same by user space: a start-up IPI that has arrived, and its vector.
+	struct kvm_vcpu_events events;
+	memcpy(m.memory + 0x4000, "\xe6\x82\xf4", 3);
+	state.mp_state = KVM_MP_STATE_SIPI_RECEIVED;
+	is(call(ap, KVM_SET_MP_STATE, &state), 0, "a start-up IPI restored");
+	call(ap, KVM_GET_VCPU_EVENTS, &events);
+	events.flags |= KVM_VCPUEVENT_VALID_SIPI_VECTOR;
+	events.sipi_vector = 4;
+	is(call(ap, KVM_SET_VCPU_EVENTS, &events), 0, "and its vector");
+	is(call(ap, KVM_RUN, 0), 0, "it runs");
+	ok(run->exit_reason == KVM_EXIT_IO && run->io.port == 0x82, "code of that page");
 	munmap(run, 3 * 4096);
 	cetkvm_close(ap);
 	machine_end(&m);

@@ -412,7 +412,9 @@ static void test_events(void)
 	is(error_of(call(m.vcpu, KVM_SET_VCPU_EVENTS, &bad)), 0, "payload");
 	bad.exception.injected = bad.exception.pending = 1;
 	bad.exception.nr = 6;
-	is(error_of(call(m.vcpu, KVM_SET_VCPU_EVENTS, &bad)), EINVAL, "injected and pending");
+	is(call(m.vcpu, KVM_SET_VCPU_EVENTS, &bad), 0, "injected and pending");
+	call(m.vcpu, KVM_GET_VCPU_EVENTS, &bad);
+	ok(bad.exception.pending && !bad.exception.injected, "is pending");
 	// An injected #UD is delivered.
 	events.exception.injected = 1;
 	events.exception.nr = 6;
@@ -468,6 +470,29 @@ static void test_debugging(void)
 	ok(m.run->debug.arch.dr6 & 1, "DR6.B0");
 	debug.control = 1u << 30;
 	is(error_of(call(m.vcpu, KVM_SET_GUEST_DEBUG, &debug)), EINVAL, "unknown control");
+	// What the debugger found not to be its own goes to the guest.
+	struct kvm_enable_cap payload = { .cap = KVM_CAP_EXCEPTION_PAYLOAD, .args = { 1 } };
+	struct kvm_vcpu_events events;
+	struct kvm_debugregs registers;
+	call(m.vm, KVM_ENABLE_CAP, &payload);
+	memcpy(m.memory + 4, "\x00\x30\x00\x00", 4);
+	memcpy(m.memory + 0x3000, "\xe6\x80\xcf", 3); // out 0x80,al; iret
+	regs.rip = m.code;
+	call(m.vcpu, KVM_SET_REGS, &regs);
+	call(m.vcpu, KVM_GET_VCPU_EVENTS, &events);
+	events.exception.pending = events.exception_has_payload = 1;
+	events.exception.nr = 1;
+	events.exception_payload = 1 << 14;
+	is(call(m.vcpu, KVM_SET_VCPU_EVENTS, &events), 0, "a pending #DB");
+	is(machine_run(&m), KVM_EXIT_IO, "does not stop again");
+	call(m.vcpu, KVM_GET_DEBUGREGS, &registers);
+	ok(registers.dr6 & 1 << 14, "the guest finds its payload in DR6");
+	debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_INJECT_DB;
+	call(m.vcpu, KVM_SET_REGS, &regs);
+	is(call(m.vcpu, KVM_SET_GUEST_DEBUG, &debug), 0, "KVM_GUESTDBG_INJECT_DB");
+	is(machine_run(&m), KVM_EXIT_IO, "nor does that");
+	call(m.vcpu, KVM_GET_DEBUGREGS, &registers);
+	ok(registers.dr6 & 1 << 14, "and leaves DR6 as it is");
 	struct kvm_translation t = { .linear_address = 0x1234 };
 	ok(call(m.vcpu, KVM_TRANSLATE, &t) == 0 && t.valid && t.physical_address == 0x1234, "translation without paging");
 	machine_end(&m);
