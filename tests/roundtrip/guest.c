@@ -172,7 +172,8 @@ void handle(struct frame *f)
 /* ---- ring 0's share of the work ---- */
 static const struct { u32 msr; u64 value; } patterns[] = {
 	{ MSR_PL1_SSP, 0xffffa00000001234 }, { MSR_PL2_SSP, 0x00005a5a5a5a5a5c }, { MSR_FS_BASE, 0x1122334455 },
-	{ MSR_KERNEL_GS_BASE, 0xffff808182838485 }, { MSR_SYSENTER_ESP, 0xffff900000000010 }, { 0xc0000103, 0x5c5c },
+	{ MSR_KERNEL_GS_BASE, 0xffff808182838485 }, { 0xc0000103, 0x5c5c },
+	{ MSR_SYSENTER_ESP, 0x90000010 }, /* processors of AMD's keep 32 bits */
 	{ MSR_CSTAR, 0xffff900000000cc0 }, { 0x277, 0x0007040600010406 }, { MSR_XSS, 0x1800 },
 	{ MSR_S_CET, KERNEL_CET }, { MSR_U_CET, USER_CET },
 };
