@@ -395,14 +395,21 @@ unsigned cpuid_supported(struct cpu_cpuid_entry *entries, unsigned max)
 	return cpuid_supported_with(entries, max, 0);
 }
 
+bool cpuid_host_is_amd(void)
+{
+	u32 regs[4];
+
+	host_cpuid(0, 0, regs);
+	return regs[EBX] == 0x68747541 /* "Auth" */ || regs[EBX] == 0x6f677948 /* "Hygo" */;
+}
+
 unsigned cpuid_supported_with(struct cpu_cpuid_entry *entries, unsigned max, u64 dynamic)
 {
 	struct list list = { entries, 0, max, dynamic & the_host()->xcr0 & XSTATE_MASK(XSTATE_TILEDATA) };
 	u32 regs[4], zero[4] = { 0 };
-	bool amd;
+	bool amd = cpuid_host_is_amd();
 
 	host_cpuid(0, 0, regs);
-	amd = regs[EBX] == 0x68747541 /* "Auth" */ || regs[EBX] == 0x6f677948 /* "Hygo" */;
 	regs[EAX] = list.tiles ? 0x1e : 0xd;
 	add(&list, 0, 0, false, regs);
 

@@ -93,7 +93,9 @@ _Static_assert(SLOT_COUNT <= sizeof(((struct cpu *)0)->msr_values) / sizeof(u64)
 #define SPEC_CTRL_BHI_DIS_S (1ull << 10)
 #define PLATFORM_INFO_CPUID_FAULTING (1ull << 31)
 #define MISC_FEATURES_CPUID_FAULTING (1ull << 0)
-#define UCODE_REV_RESET (1ull << 32) // revision 1
+// What KVM gives a new vCPU: on Intel's processors revision 1, which is in the upper half.
+#define UCODE_REV_INTEL (1ull << 32)
+#define UCODE_REV_AMD 0x01000065
 #define MTRR_CAP_VALUE (MTRR_VARIABLE | 1u << 8 /* fixed */ | 1u << 10 /* WC */)
 #define MCG_CTL_P (1ull << 8)
 #define HWCR_TSC_FREQ_SEL (1ull << 24) // the TSC counts at the nominal frequency
@@ -629,7 +631,7 @@ unsigned cpu_feature_msr_list(u32 *list, unsigned max)
 int cpu_feature_msr(u32 index, u64 *value)
 {
 	switch (index) {
-	case MSR_UCODE_REV: *value = UCODE_REV_RESET; return 0;
+	case MSR_UCODE_REV: *value = cpuid_host_is_amd() ? UCODE_REV_AMD : UCODE_REV_INTEL; return 0;
 	case MSR_PLATFORM_INFO: *value = PLATFORM_INFO_CPUID_FAULTING; return 0;
 	case MSR_ARCH_CAPABILITIES: *value = ARCH_CAPABILITIES; return 0;
 	case 0xc0011029: *value = DE_CFG_LFENCE_SERIALIZE; return 0;
@@ -658,8 +660,8 @@ int cpu_setup_mce(struct cpu *cpu, u64 cap)
 
 void msr_reset(struct cpu *cpu)
 {
-	static const u32 features[] = { MSR_UCODE_REV, MSR_PLATFORM_INFO, MSR_ARCH_CAPABILITIES,
-					0xc0011029 };
+	// Not DE_CFG: the guest, or the client, is to set its bit.
+	static const u32 features[] = { MSR_UCODE_REV, MSR_PLATFORM_INFO, MSR_ARCH_CAPABILITIES };
 
 	memset(cpu->msr_values, 0, sizeof(cpu->msr_values));
 	for (unsigned i = 0; i < sizeof(features) / sizeof(features[0]); i++)

@@ -48,6 +48,7 @@ void cpuid_limit_host(const struct cpu_cpuid_entry *entries, unsigned count);
 bool cpuid_offers(unsigned feature);
 // Supervisor components that a guest on this host may enable in IA32_XSS.
 u64 cpuid_offered_xss(void);
+bool cpuid_host_is_amd(void); // or Hygon
 // Takes a guest's CPUID (KVM_SET_CPUID2): 0, or -EINVAL/-E2BIG. Recomputes features, masks.
 int cpuid_set(struct cpu *cpu, const struct cpu_cpuid_entry *entries, unsigned count);
 // Before it is given a CPUID, a processor has all this host and code can do: but no more than this.

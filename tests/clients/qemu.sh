@@ -13,9 +13,10 @@
 #
 #   exec_options=(...)            options of `cetkvm exec`
 #   qemu_timeout=SECONDS          default 150
+#   CETKVM_QEMU=PROGRAM           another QEMU than Debian 12's
 #   CETKVM_CLIENT_ACCEL=tcg       runs the same under QEMU's TCG, to check the test itself
 
-exec_options=() qemu_timeout=150 qemu_binary=qemu-system-x86_64
+exec_options=() qemu_timeout=150 qemu_binary=${CETKVM_QEMU:-qemu-system-x86_64}
 qemu_modules="failover net_failover virtio_blk virtio_net virtio_mmio"
 
 qemu_knows_cet() { "$qemu_binary" -cpu help | grep -qw cet-ss; }
