@@ -5,6 +5,7 @@
 // SDM: "Debug Registers", "Debug Exceptions", "Instruction-Breakpoint Exception Condition".
 #include "cpu/debug.h"
 
+#include "cpu/far.h"
 #include "cpu/msr.h"
 #include "cpu/transfer.h"
 
@@ -152,7 +153,8 @@ void debug_check_code(struct cpu *cpu)
 	u64 linear = cpu_64bit(cpu) ? cpu->rip : (u32)(cpu->seg[SEG_CS].base + cpu->rip);
 	u32 bits = debug_code_match(cpu, linear);
 
-	if (bits)
+	// Behind MOV SS and POP SS, Intel's processors inhibit these as well.
+	if (bits && !(cpu->mov_ss_shadow && !vendor_is_amd(cpu)))
 		debug_raise(cpu, bits);
 }
 

@@ -28,6 +28,7 @@ CODE(btf_loop, "mov $3, %ecx; pushfq; orl $0x100, (%rsp); popfq\n nop\n btf_loop
 CODE(write_variable, "mov %rax, (%rdi)\n write_variable_after: nop");
 CODE(read_variable, "mov (%rdi), %rax\n read_variable_after: nop");
 CODE(breakpoint, "nop; nop\n breakpoint_at: mov $7, %ebx; nop");
+CODE(breakpoint_ss, "mov %ss, %eax; mov %eax, %ss\n breakpoint_ss_at: mov $7, %ebx; nop");
 CODE(breakpoint_far, "mov $40, %ecx\n 1: call breakpoint_far_at; dec %ecx; jnz 1b; jmp 2f\n"
 	" .balign 4096, 0x90\n breakpoint_far_at: inc %rbx; ret\n .balign 4096, 0x90\n 2: nop");
 CODE(breakpoint_turned_on, "mov $40, %ecx\n 1: call breakpoint_far_at; cmp $20, %ecx; jne 2f; mov %rax, %dr7\n"
@@ -63,6 +64,7 @@ LABEL(btf_loop_at);
 LABEL(write_variable_after);
 LABEL(read_variable_after);
 LABEL(breakpoint_at);
+LABEL(breakpoint_ss_at);
 LABEL(breakpoint_far_at);
 LABEL(icebp_after);
 LABEL(int3_after);
@@ -79,6 +81,14 @@ static u64 get_dr6(void)
 
 	__asm__ volatile("mov %%dr6, %0" : "=r"(v));
 	return v;
+}
+
+static int amd(void)
+{
+	u32 leaf[4];
+
+	cpuid(0, 0, leaf);
+	return leaf[1] == 0x68747541; /* "Auth" */
 }
 
 static void step(const u8 *code, u64 rip, const char *name)
@@ -223,6 +233,13 @@ static void test_breakpoints(void)
 	r.rflags &= ~(u64)FL_RF;
 	run(&r);
 	CHECK_VECTOR(DB, "IRET with RF=0 does not");
+	r = run_default(breakpoint_ss);
+	set_dr0(ADDR(breakpoint_ss_at));
+	run(&r);
+	if (amd())
+		CHECK(outcome.vector == DB && outcome.rip == ADDR(breakpoint_ss_at), "AMD: one behind MOV SS counts");
+	else
+		CHECK(outcome.vector == DONE && outcome.gpr[RBX] == 7, "Intel: one behind MOV SS does not");
 	set_dr7(0x400);
 
 	/* Behind jumps that were taken many times before there was a breakpoint. */
