@@ -126,6 +126,9 @@ equal((r.returncode, r.out, r.err), (1, '', "cetkvm: fleet: f: the outcome is 'c
 write('host a\nhost b kvm strict\npath ' + 'a b ' * 8 + '\n')
 r = fleet('f.fleet', '--json', '-')
 equal([s['outcome'] for s in json.loads(r.out)['steps']], ['intact'] * 16, 'sixteen hosts, and all kept')
+write('host a cpu host\nhost b cpu host kvm strict\npath a b a\nexpect intact\n')
+r = fleet('f.fleet')
+equal(r.returncode, 0, 'hosts of this machine\'s own vendor, and all kept')
 write('host a\nhost b forgets msrs\npath a b a\n')
 s = json.loads(fleet('f.fleet', '--json', '-').out)['steps']
 equal([[c['fate'] for c in x['components'] if c['name'] == 'shadow-stack'][0] for x in s], ['set', 'lost', 'gone'],

@@ -52,7 +52,8 @@ static const struct msr {
 	u32 index;
 	enum { ANY, ADDRESS, MEMORY_TYPES, SMALL } kind;
 } msrs[] = {
-	{ 0x174, SMALL }, { 0x175, ADDRESS }, { 0x176, ADDRESS }, { 0x277, MEMORY_TYPES },
+	// SYSENTER_ESP and SYSENTER_EIP have 32 bits on processors of AMD's.
+	{ 0x174, SMALL }, { 0x175, SMALL }, { 0x176, SMALL }, { 0x277, MEMORY_TYPES },
 	{ 0xc0000081, ANY }, { 0xc0000082, ADDRESS }, { 0xc0000083, ADDRESS }, { 0xc0000084, SMALL },
 	{ 0xc0000102, ADDRESS }, { 0xc0000103, SMALL },
 };
