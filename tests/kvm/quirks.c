@@ -25,10 +25,13 @@ static void apic_page(void)
 	struct kvm_sregs sregs;
 
 	for (unsigned mode = 0; mode < 2; mode++) {
+		struct kvm_cpuid2 *cpuid;
 		struct machine m;
 
 		machine_start(&m, IRQCHIP);
-		call(m.vcpu, KVM_SET_CPUID2, supported_cpuid(m.kvm));
+		cpuid = supported_cpuid(m.kvm);
+		call(m.vcpu, KVM_SET_CPUID2, cpuid);
+		free(cpuid);
 		call(m.vcpu, KVM_GET_SREGS, &sregs);
 		sregs.apic_base = 0xfee00100 | (mode ? 0xc00 : 0);
 		sregs.ds.limit = 0xffffffff;
