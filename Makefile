@@ -3,7 +3,8 @@
 #   make                    build                     make check    all tests (quick ones first)
 #   make demo               the attack, twice         make bench    measure against QEMU TCG and native
 #   make install            PREFIX=/usr/local         make lockstep compare with silicon until stopped
-#   make fuzz-guests        SEEDS=100 SECONDS=60      make clean
+#   make fuzz-guests        SEEDS=100 SECONDS=60      make format   what has changed since HEAD
+#   make clean
 #
 # Variants live in build directories of their own and go with any target:
 #   DEBUG=1   SANITIZE=address,undefined   SANITIZE=thread
@@ -68,6 +69,10 @@ ifneq ($(origin PREFIX),file) # given: it need not be what the build was set up 
 	@meson configure $(BUILD) --prefix='$(PREFIX)'
 endif
 	meson install -C $(BUILD)
+
+.PHONY: format
+format:
+	git clang-format --force --extensions c,h
 
 .PHONY: clean
 clean:
