@@ -9,7 +9,7 @@
 #   qemu_start LOG OPTION...      the same without waiting; sets qemu_pid
 #   wait_for SECONDS FILE REGEX   until FILE has such a line
 #   monitor SOCKET COMMAND...     gives commands to QEMU's monitor, prints the answers
-#   qemu_knows_cet                from 10.2 on: its -cpu takes cet-ss and cet-ibt, and host has them
+#   qemu_knows_cet                from 11.0 on: its -cpu takes cet-ss and cet-ibt, and host has them
 #
 #   exec_options=(...)            options of `cetkvm exec`
 #   qemu_timeout=SECONDS          default 150

@@ -4,7 +4,7 @@
 # With `cetkvm exec --cpuid +shstk,+ibt`, QEMU 7.2, which has never heard of CET, runs the guests of
 # tests/guest that test each rule of shadow stacks and IBT, the kernel's own selftest of user shadow
 # stacks and the kernel's IBT test: the same checks as under `cetkvm run`. Without it, none of that shows.
-# A QEMU that knows CET does the same by its own -cpu, without the option.
+# QEMU 11.0 and later know CET and do the same by its own -cpu, without the option.
 . "$(dirname "$0")/../lib/tap.sh"
 . "$(dirname "$0")/../lib/guest.sh"
 . "$(dirname "$0")/qemu.sh"

@@ -3,7 +3,7 @@
 # slow
 # A guest of unmodified QEMU moves while it computes: over a socket from process to process, by way of a
 # file, and back to a snapshot. It checks its x87, SSE and AVX registers, the returns on its shadow
-# stack and the kernel's IBT all the while (busy.c); QEMU before 10.2 knows nothing of the last two.
+# stack and the kernel's IBT all the while (busy.c); QEMU before 11.0 knows nothing of the last two.
 # In the end, in the process that it came to last, #CP still stops what it has to stop.
 # CETKVM_MOVES=N: how many moves in a row (default 10).
 . "$(dirname "$0")/../lib/tap.sh"
