@@ -360,7 +360,7 @@ struct cpu {
 	bool trace_cp;
 	// KVM's quirks, each the processor's own rule when set: MONITOR and MWAIT are #UD without
 	// their CPUID bit; the bit follows IA32_MISC_ENABLE. src/kvm sets them.
-	bool monitor_faults, monitor_by_msr;
+	_Atomic bool monitor_faults, monitor_by_msr;
 	enum cpu_exit exit;
 
 	// The instruction at cpu->rip left with CPU_EXIT_OPS and starts anew: cpu_ops callbacks
