@@ -29,7 +29,8 @@ qemu_image "$scratch/initrd" '
 	kill -TERM $second
 	wait $second
 	echo "second status: $?"
-	dmesg | grep "control protection"'
+	dmesg | grep "control protection" | sed "s/^/dmesg: /"
+	echo "no more"'
 qemu-img create -q -f qcow2 "$scratch/disk" 64M || skip_all "no qcow2 image"
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null; rm -rf "$scratch"' EXIT
@@ -112,7 +113,7 @@ s = socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[1])
 s.sendall(b'\n')
 PYTHON
-wait_for 60 "$scratch/log.last" '^second status:'
+wait_for 60 "$scratch/log.last" '^no more'
 cat "$scratch"/log.* | tr -d '\r' >"$scratch/all"
 lacks "$scratch/all" 'WRONG' "nothing was ever wrong"
 matches "$scratch/all" '^first status: 0' "the guest found everything good in the end"
@@ -120,7 +121,7 @@ matches "$scratch/all" '^second status: 0' "on its other CPU as well"
 for what in 'a return to another place' 'a jump to no ENDBR64'; do
 	is "$(grep -ac "^busy: $what: signal 11" "$scratch/all")" 2 "and $what is still stopped, in both"
 done
-is "$(grep -ac '^\[.*busy\[.*control protection .*(near ret)' "$scratch/all")" 2 "by #CP(NEAR-RET)"
-is "$(grep -ac '^\[.*busy\[.*control protection .*(endbranch)' "$scratch/all")" 2 "and by #CP(ENDBRANCH)"
+is "$(grep -ac '^dmesg: .*busy\[.*control protection .*(near ret)' "$scratch/all")" 2 "by #CP(NEAR-RET)"
+is "$(grep -ac '^dmesg: .*busy\[.*control protection .*(endbranch)' "$scratch/all")" 2 "and by #CP(ENDBRANCH)"
 lacks "$scratch/all" "$qemu_complaints" "no kernel complaint"
 done_testing
