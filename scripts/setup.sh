@@ -7,7 +7,8 @@ set -u
 
 build="gcc libc6-dev make meson ninja-build libzydis-dev"
 guest="busybox-static cpio xz-utils"
-check="$build $guest perl python3 gcc-multilib rsync flex bison bc linux-libc-dev"
+clients="qemu-system-x86 qemu-utils ovmf gdb"
+check="$build $guest $clients perl python3 gcc-multilib rsync flex bison bc linux-libc-dev"
 demo="$build $guest"
 bench="$build $guest python3 qemu-system-x86"
 

@@ -72,6 +72,7 @@ is $status 42 "two machines at a time"
 wait
 
 build hang 64
+rm -f "$scratch/out" # not that of the last run
 # shellcheck disable=SC2086
 "$cetkvm" run ${CETKVM_OPTIONS-} --kernel "$scratch/hang.64" </dev/null >"$scratch/out" 2>"$scratch/err" &
 for _ in $(seq 300); do
