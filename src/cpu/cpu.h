@@ -307,8 +307,8 @@ struct cpu {
 	bool nmi_masked;
 	bool smm, smm_inside_nmi; // the latter: the SMI came while NMIs were masked
 	bool fpu_loaded;	// guest vector state is in the host's registers
-	volatile u32 nmi_pending; // 0..2
-	volatile u32 smi_pending; // 0..1
+	_Atomic u32 nmi_pending; // 0..2
+	_Atomic u32 smi_pending; // 0..1
 	u64 cr0, cr2, cr3, cr4, xcr0;
 	u64 efer;
 	u64 dr[4], dr6, dr7;

@@ -117,8 +117,8 @@ struct lapic {
 	uint64_t tsc_deadline; // IA32_TSC_DEADLINE
 	uint32_t error_pending; // bits for the ESR at its next write
 
-	volatile uint32_t pending; // LAPIC_PENDING_*
-	volatile uint8_t sipi_vector;
+	_Atomic uint32_t pending; // LAPIC_PENDING_*
+	_Atomic uint8_t sipi_vector;
 	uint32_t arbitration; // lowest-priority interrupts got so far
 	uint64_t eoi_exit_bitmap[4];
 };
